@@ -1,0 +1,52 @@
+# make demo | make test | make lint: each sets up .venv first if that is missing or out of date.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := demo-run
+export AXOLOTL_DO_NOT_TRACK := 1
+
+.PHONY: demo test test-slow lint format recipes clean help
+
+help:
+	@echo "make demo       the whole job on a bundled 260k-parameter model, into ./$(DEMO) (CPU, minutes)"
+	@echo "make test       the tests        make test-slow   the long ones too"
+	@echo "make lint       ruff and mypy    make format      reformat the code"
+	@echo "make recipes    write recipes/ and mergekit_configs/ again"
+
+demo: $(READY)
+	@echo "== untax demo: base, vanilla, DTM, PAFT and their comparisons into ./$(DEMO)"
+	$(BIN)/untax demo --out $(DEMO)
+
+test: $(READY)
+	@echo "== tests (the long ones: make test-slow)"
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	@echo "== all tests, the long ones too"
+	$(BIN)/python -m pytest -m ""
+
+lint: $(READY)
+	@echo "== ruff and mypy"
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+recipes: $(READY)
+	$(BIN)/python -m untax.recipes.presets
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "untax needs Python 3.11, 3.12 or 3.13: install one, or run make PYTHON=/path/to/python"; exit 1; }
+	@$(BIN)/python -c '' 2>/dev/null || { echo "== creating $(VENV) with $(PYTHON)"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@echo "== installing untax and what it needs into $(VENV) (some GB the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(DEMO) last_run_prepared .pytest_cache .ruff_cache .mypy_cache .hypothesis

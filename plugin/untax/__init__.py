@@ -1,0 +1,29 @@
+"""untax: instruction tuning without the alignment tax, as a plugin for Axolotl, mergekit and lm-eval."""
+
+from __future__ import annotations
+
+import pluggy
+
+__version__ = "0.1.0"
+
+hookimpl = pluggy.HookimplMarker("untax")
+"""Marks a function of another package as an implementation of one of ``untax.hookspecs``."""
+
+_AXOLOTL_PLUGINS = {
+    "DispersePlugin": "untax.disperse.plugin",
+    "DeltaPenaltyPlugin": "untax.penalty.plugin",
+    "ManifestPlugin": "untax.training.plugin",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import an Axolotl plugin class only when Axolotl asks for it."""
+    if name not in _AXOLOTL_PLUGINS:
+        raise AttributeError(f"module 'untax' has no attribute '{name}'")
+    import importlib
+
+    try:
+        return getattr(importlib.import_module(_AXOLOTL_PLUGINS[name]), name)
+    except ImportError as error:
+        # Axolotl 0.19 swallows an ImportError and trains without the plugin.
+        raise RuntimeError(f"untax.{name} cannot be imported: {error}. Run `untax doctor`.") from error

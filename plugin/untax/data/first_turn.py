@@ -1,0 +1,51 @@
+"""The first turn of a dialogue as one instruction and one output (Disperse-Then-Merge, appendix A.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
+ROLE_KEYS = ("role", "from")
+TEXT_KEYS = ("content", "value")
+USER_ROLES = {"user", "human", "prompter"}
+ASSISTANT_ROLES = {"assistant", "gpt", "model", "bot", "chatgpt"}
+
+
+def first_turn(row: Mapping[str, Any]) -> dict[str, str] | None:
+    """``{"instruction", "input", "output"}`` of a row, or None when it has no complete first turn.
+
+    Rows with an ``instruction`` are one turn already. In a dialogue a leading system message goes in front of the
+    instruction, after which the first user message and the assistant's answer to it count.
+
+    >>> first_turn({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
+    {'instruction': 'Hi', 'input': '', 'output': 'Hello'}
+    """
+    for column in MESSAGE_COLUMNS:
+        if isinstance(row.get(column), Sequence) and not isinstance(row[column], str):
+            return _from_messages(row[column])
+    if row.get("instruction") and row.get("output"):
+        return {key: str(row.get(key) or "") for key in ("instruction", "input", "output")}
+    return None
+
+
+def _from_messages(messages: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    system = ""
+    instruction: str | None = None
+    for message in messages:
+        role, text = _role(message), _text(message)
+        if instruction is None and role == "system":
+            system = text
+        elif instruction is None and role in USER_ROLES and text:
+            instruction = f"{system}\n\n{text}" if system else text
+        elif instruction is not None:
+            return {"instruction": instruction, "input": "", "output": text} if role in ASSISTANT_ROLES and text else None
+    return None
+
+
+def _role(message: Mapping[str, Any]) -> str:
+    return next((str(message[key]).lower() for key in ROLE_KEYS if message.get(key)), "")
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    return next((str(message[key]) for key in TEXT_KEYS if message.get(key)), "").strip()

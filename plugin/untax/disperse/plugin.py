@@ -1,0 +1,92 @@
+"""DispersePlugin: Axolotl trains on one cluster of the corpus instead of all of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
+
+from untax.data.corpus import Corpus, read_corpus
+from untax.disperse.assignment import FILE_NAME, Assignment, obtain
+from untax.disperse.settings import DisperseSettings, read_settings
+from untax.files import escapes
+from untax.manifest import digest_json
+from untax.training.plugin import UntaxPlugin, plain_errors
+
+LOG = get_logger("axolotl.untax.disperse")
+
+# What said which rows to read; the rewritten entry's file holds exactly those.
+ROW_KEYS = ("split", "name", "data_files", "ds_type", "shards", "shards_idx", "preprocess_shards", "revision")
+
+
+class DispersePlugin(UntaxPlugin):
+    """Keys ``disperse_*``: see ``untax.disperse.settings``.
+
+    In ``load_datasets`` the entries of ``datasets:`` are replaced by Parquet files that hold the rows of the asked-for
+    cluster. Axolotl then tokenises, packs, splits and caches as ever, for SFT and preference data alike.
+    """
+
+    key_prefix = "disperse_"
+
+    def get_input_args(self) -> str:
+        """The keys this plugin adds to Axolotl's configuration."""
+        return "untax.disperse.args.DisperseArgs"
+
+    def check(self, cfg: dict[str, Any]) -> None:
+        """Refuse wrong keys before Axolotl drops or rewords them."""
+        read_settings(cfg, where=self.config_path(cfg))
+
+    @plain_errors
+    def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> None:
+        """Rewrite ``cfg.datasets`` to the asked-for cluster; Axolotl loads what it names."""
+        settings = read_settings(cfg, where=self.config_path(cfg))
+        if not settings.active:
+            return
+        corpus = read_corpus(cfg)
+        assignment = obtain(corpus, settings, assignment_path(cfg, settings, corpus))
+        cluster = settings.cluster or 0
+        cfg.datasets = rewritten(corpus, assignment.files(cluster))
+        if settings.first_turn and cfg.test_datasets:
+            cfg.test_datasets = _first_turn_tests(cfg, settings)
+        self._report(cfg, settings, assignment, cluster)
+
+    def _report(self, cfg: DictDefault, settings: DisperseSettings, assignment: Assignment, cluster: int) -> None:
+        section = assignment.section
+        rows = section["sizes"][cluster]
+        self.record(cfg).sections["disperse"] = {
+            "cluster": settings.cluster,
+            "rows": rows,
+            "assignment": section["corpus"],
+            **{key: section[key] for key in ("strategy", "seed", "clusters", "first_turn", "corpus", "sizes")},
+            "files": {path.name: assignment.manifest["outputs"][f"clusters/{path.name}"] for path in assignment.files(cluster).values()},
+        }
+        LOG.info(f"untax: training on {rows} of {section['rows']} rows (cluster {settings.cluster}, sizes {section['sizes']})")
+
+
+def assignment_path(cfg: Any, settings: DisperseSettings, corpus: Corpus) -> Path:
+    """``disperse_assignment``, or a path below ``dataset_prepared_path`` that is the corpus's and the settings' own."""
+    if settings.assignment:
+        path = Path(settings.assignment)
+        if escapes(path, Path.cwd()):
+            LOG.warning(f"untax: disperse_assignment lies outside the present folder: {path}")
+        return path if path.suffix == ".parquet" else path / FILE_NAME
+    own = digest_json([corpus.digest, settings.identity])[:16]
+    return Path(cfg.get("dataset_prepared_path") or "last_run_prepared") / "untax" / own / FILE_NAME
+
+
+def rewritten(corpus: Corpus, files: dict[int, Path]) -> list[DictDefault]:
+    """``datasets:`` with every source replaced by its file; sources without one are left out."""
+    return [
+        DictDefault({**{key: value for key, value in corpus.sources[index].entry.items() if key not in ROW_KEYS}, "path": str(path)})
+        for index, path in sorted(files.items())
+    ]
+
+
+def _first_turn_tests(cfg: DictDefault, settings: DisperseSettings) -> list[DictDefault]:
+    """Held-out rows take the form of the training rows, and are not dispersed."""
+    tests = read_corpus(cfg, key="test_datasets")
+    cut = DisperseSettings(first_turn=True)
+    path = assignment_path({"dataset_prepared_path": cfg.get("dataset_prepared_path")}, cut, tests)
+    return rewritten(tests, obtain(tests, cut, path).files(0))

@@ -1,0 +1,43 @@
+"""The extension points of untax. Implement them in a package of your own:
+
+    [project.entry-points.untax]
+    my_package = "my_package.untax_hooks"
+
+and decorate the functions there with ``untax.hookimpl``. untax's own parts register the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pluggy
+
+hookspec = pluggy.HookspecMarker("untax")
+
+
+@hookspec
+def disperse_strategies() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Return {name: strategy} for ``disperse_strategy``.
+
+    A strategy is called as ``strategy(corpus, clusters=K, seed=S)`` with an ``untax.data.corpus.Corpus`` of N rows and
+    returns N integers in [0, K). It must not change the corpus and must give the same answer for the same input.
+    """
+
+
+@hookspec
+def delta_penalties() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
+    """Return {key: penalty} for the ``delta_*`` keys of DeltaPenaltyPlugin.
+
+    A penalty is called as ``penalty(factors, weight=W)`` with the ``untax.adapters.live.Factors`` of one layer and adds
+    the gradient of ``W * norm(delta)`` to the factors' ``.grad`` in place. It must not change the factors.
+    """
+
+
+@hookspec
+def eval_suites() -> Mapping[str, Path]:  # type: ignore[empty-body]
+    """Return {name: folder of lm-eval task YAMLs} for ``untax eval --suite``.
+
+    The folder must define a group or tag called ``untax_<name>``. It is read, never written.
+    """

@@ -1,0 +1,132 @@
+"""``untax.json``: what made an artifact, written last and atomically beside it.
+
+An artifact without its manifest is unfinished; one whose outputs no longer match it was changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from untax.errors import UntaxError
+from untax.files import write_text
+
+MANIFEST_NAME = "untax.json"
+PACKAGES = ("untax", "axolotl", "mergekit", "peft", "trl", "transformers", "torch", "datasets", "lm_eval", "accelerate")
+
+
+def digest_bytes(content: bytes) -> str:
+    """SHA-256 as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
+    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's content, as ``sha256sum`` prints it; re-read only when the file changed."""
+    status = path.stat()
+    return _digest_file(str(path.resolve()), status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_file(path: str, size: int, mtime_ns: int) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def digest_files(folder: Path, patterns: Iterable[str]) -> str:
+    """One digest for the names and contents of the files of ``folder`` that match ``patterns``."""
+    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
+    return digest_json({file.relative_to(folder).as_posix(): digest_file(file) for file in files})
+
+
+def digest_model(model: str | Path) -> str:
+    """The identity of a model: its weights' and config's digest, or ``hub:<id>@<commit>``.
+
+    A hub id that is not in the local cache has no known commit and gives ``hub:<id>@unknown``.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return digest_files(path, ["*.safetensors", "config.json"])
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(str(model), "config.json")
+    commit = Path(cached).parent.name if isinstance(cached, str) else "unknown"
+    return f"hub:{model}@{commit}"
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide a result."""
+    from importlib import metadata
+
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_manifest(
+    folder: Path, *, what: str, outputs: Iterable[str], started: float, command: list[str] | None = None, **sections: Any
+) -> dict[str, Any]:
+    """Write ``folder/untax.json`` and return it.
+
+    Args:
+        folder: where the artifact lies.
+        what: the kind of artifact: ``assignment``, ``adapter``, ``model``, ``results``.
+        outputs: names, relative to ``folder``, of the files that are the artifact.
+        started: ``time.time()`` when the work began.
+        command: the command line; the present one by default.
+        sections: further keys (``config``, ``inputs``, ``seed``, ``disperse``, ``penalty``, ...).
+    """
+    manifest = {
+        "what": what,
+        "command": command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]],
+        **sections,
+        "outputs": {name: digest_file(folder / name) for name in sorted(outputs)},
+        "versions": package_versions(),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "wall_seconds": round(time.time() - started, 3),
+    }
+    write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest beside an artifact, or None when there is none.
+
+    Raises:
+        UntaxError: the file is there but is no manifest.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UntaxError(f"The manifest cannot be read: {error}.", where=path, fix="Remove it and make the artifact again.") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
+        raise UntaxError("This is not an untax manifest.", where=path, fix="Remove it and make the artifact again.")
+    return manifest
+
+
+def changed_outputs(folder: Path, manifest: dict[str, Any]) -> list[str]:
+    """Names of the outputs that are missing or whose content is not what the manifest says."""
+    return [
+        name
+        for name, digest in manifest["outputs"].items()
+        if not (folder / name).is_file() or digest_file(folder / name) != digest
+    ]

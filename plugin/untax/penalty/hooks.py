@@ -1,0 +1,16 @@
+"""The built-in penalties, registered like anyone's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from untax import hookimpl
+
+
+@hookimpl
+def delta_penalties() -> Mapping[str, Callable[..., Any]]:
+    """``delta_l1``."""
+    from untax.penalty.l1 import add_l1_subgradient
+
+    return {"delta_l1": add_l1_subgradient}

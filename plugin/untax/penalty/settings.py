@@ -1,0 +1,36 @@
+"""The ``delta_*`` keys, checked before Axolotl's own validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from untax.errors import UntaxError, near_names
+from untax.plugins import registry
+
+PREFIX = "delta_"
+
+
+def read_lambdas(cfg: Mapping[str, Any], *, where: object) -> dict[str, float]:
+    """{key: lambda} of the penalties asked for, those with lambda 0 left out.
+
+    Raises:
+        UntaxError: all unknown keys and all values that are no finite number >= 0, in one error.
+    """
+    given = {key: value for key, value in cfg.items() if key.startswith(PREFIX) and value is not None}
+    known = list(registry("delta_penalties"))
+    problems = [f"unknown key {key}. {near_names(key, known)}" for key in given if key not in known]
+    problems += [problem for key, value in given.items() if key in known and (problem := _problem(key, value))]
+    if problems:
+        raise UntaxError("These penalty keys are wrong:\n  - " + "\n  - ".join(problems), where=where, fix="Correct them in the YAML; PAFT uses delta_l1: 0.0001 or 0.001.")
+    return {key: float(value) for key, value in given.items() if value}
+
+
+def _problem(key: str, value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        hint = " (YAML reads 1e-4 as text: write 0.0001 or 1.0e-4)" if isinstance(value, str) else ""
+        return f"{key}: {value!r} is no number{hint}"
+    if math.isnan(value) or math.isinf(value) or value < 0:
+        return f"{key}: {value}; lambda is a finite number >= 0"
+    return None

@@ -1,0 +1,65 @@
+"""Who implements the hooks of ``untax.hookspecs``, and the objects they registered by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import pluggy
+
+from untax import hookspecs
+from untax.errors import UntaxError, near_names
+
+
+@functools.cache
+def manager() -> pluggy.PluginManager:
+    """The plugin manager with every installed implementation loaded.
+
+    Raises:
+        UntaxError: an implementation names a hook that does not exist.
+    """
+    plugins = pluggy.PluginManager("untax")
+    plugins.add_hookspecs(hookspecs)
+    plugins.load_setuptools_entrypoints("untax")
+    try:
+        plugins.check_pending()
+    except pluggy.PluginValidationError as error:
+        raise UntaxError(f"A plugin implements a hook that untax does not have: {error}.", fix="Rename its function; `untax plugins` lists the hooks.") from error
+    return plugins
+
+
+def hook_names() -> list[str]:
+    """The names of all hooks, sorted."""
+    return sorted(name for name in vars(hookspecs) if hasattr(getattr(hookspecs, name), "untax_spec"))
+
+
+def registry(hook: str) -> dict[str, Any]:
+    """Everything that was registered through ``hook``, by name.
+
+    Raises:
+        UntaxError: two plugins register the same name.
+    """
+    merged: dict[str, Any] = {}
+    caller = getattr(manager().hook, hook)
+    for implementation in caller.get_hookimpls():
+        provided: Mapping[str, Any] = implementation.function()
+        for name, value in provided.items():
+            if name in merged:
+                raise UntaxError(f"Two plugins register '{name}' through {hook}.", where=implementation.plugin_name, fix="Uninstall one or rename its entry.")
+            merged[name] = value
+    if not merged:
+        raise UntaxError(f"Nothing is registered for {hook}.", fix="Install untax itself, not only its source: `pip install -e .`.")
+    return merged
+
+
+def named(hook: str, name: str, *, where: object) -> Any:
+    """The object registered as ``name`` through ``hook``.
+
+    Raises:
+        UntaxError: there is none; near names are suggested.
+    """
+    found = registry(hook)
+    if name not in found:
+        raise UntaxError(f"Unknown name '{name}'. {near_names(name, list(found))}", where=where, fix="Use one of the known names.")
+    return found[name]

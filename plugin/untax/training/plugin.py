@@ -1,0 +1,129 @@
+"""What all of untax's Axolotl plugins share: checked keys, seeded LoRA initialisation, a manifest at the end."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, ParamSpec, TypeVar
+
+from axolotl.integrations.base import BasePlugin
+from axolotl.utils.dict import DictDefault
+from axolotl.utils.logging import get_logger
+
+from untax.errors import UntaxError
+from untax.manifest import MANIFEST_NAME
+from untax.training.keys import check_plugins
+from untax.training.record import TrainingRecord
+
+LOG = get_logger("axolotl.untax.training")
+DEFAULT_SEED = 42
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def plain_errors(method: Callable[P, R]) -> Callable[P, R]:
+    """Turn an UntaxError inside Axolotl into its message and exit code 2; ``UNTAX_DEBUG=1`` keeps the traceback."""
+
+    @functools.wraps(method)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except UntaxError as error:
+            if os.environ.get("UNTAX_DEBUG"):
+                raise
+            print(f"untax: error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None
+
+    return wrapped
+
+
+class UntaxPlugin(BasePlugin):
+    """Base class: one record per training, whichever of untax's plugins are listed and in whichever order."""
+
+    key_prefix: ClassVar[str] = ""
+    _records: ClassVar[dict[str, TrainingRecord]] = {}
+
+    @staticmethod
+    def config_path(cfg: Any) -> str:
+        """The YAML that is being run, for messages."""
+        return str(cfg.get("axolotl_config_path") or "the Axolotl configuration")
+
+    @classmethod
+    def record(cls, cfg: Any) -> TrainingRecord:
+        """The record of the training that writes to ``cfg.output_dir``."""
+        return cls._records.setdefault(str(cfg.get("output_dir")), TrainingRecord())
+
+    @plain_errors
+    def register(self, cfg: dict[str, Any]) -> None:
+        """Check the keys while none has been dropped or converted yet."""
+        check_plugins(cfg, where=self.config_path(cfg))
+        self.check(cfg)
+        UntaxPlugin._records.pop(str(cfg.get("output_dir")), None)
+
+    def check(self, cfg: dict[str, Any]) -> None:
+        """Raise UntaxError if this plugin's keys are wrong."""
+
+    @plain_errors
+    def pre_model_load(self, cfg: DictDefault) -> None:
+        """A manifest from an earlier training must not vouch for the coming one."""
+        if _is_main_process():
+            (Path(cfg.output_dir) / MANIFEST_NAME).unlink(missing_ok=True)
+
+    def pre_lora_load(self, cfg: DictDefault, model: Any) -> None:
+        """Seed the LoRA initialisation, which Axolotl leaves unseeded (SFT)."""
+        _seed(cfg)
+
+    def post_model_load(self, cfg: DictDefault, model: Any) -> None:
+        """Seed once more: with DPO, KTO and ORPO the trainer makes the adapter, after this."""
+        if cfg.rl:
+            _seed(cfg)
+
+    def post_trainer_create(self, cfg: DictDefault, trainer: Any) -> None:
+        """Remember the trainer until its state has the numbers."""
+        self.record(cfg).sections["training"] = {"trainer": weakref.ref(trainer)}
+
+    @plain_errors
+    def post_train(self, cfg: DictDefault, model: Any) -> None:
+        """Replace the trainer by what it did. Axolotl calls this twice; the second time there is nothing to do."""
+        section = self.record(cfg).sections.get("training", {})
+        trainer = section.pop("trainer", lambda: None)()
+        if trainer is not None:
+            section.update(_summary(trainer, cfg))
+
+    @plain_errors
+    def post_train_unload(self, cfg: DictDefault) -> None:
+        """Write the manifest, last of all."""
+        if _is_main_process():
+            self.record(cfg).write(cfg)
+
+
+class ManifestPlugin(UntaxPlugin):
+    """For trainings without another untax plugin: seeds the LoRA initialisation and writes the manifest."""
+
+
+def _seed(cfg: DictDefault) -> None:
+    from transformers import set_seed
+
+    set_seed(DEFAULT_SEED if cfg.seed is None else cfg.seed)
+
+
+def _summary(trainer: Any, cfg: DictDefault) -> dict[str, Any]:
+    """The training in numbers. ``rows`` counts what the trainer was given: packed rows count once."""
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "kind": str(cfg.rl.value if hasattr(cfg.rl, "value") else cfg.rl or "sft"),
+        "rows": len(trainer.train_dataset),
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "loss_first": losses[0] if losses else None,
+        "loss_last": losses[-1] if losses else None,
+        "train_loss": next((entry["train_loss"] for entry in reversed(trainer.state.log_history) if "train_loss" in entry), None),
+    }
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
