@@ -19,6 +19,8 @@ from untax.errors import UntaxError
 from untax.files import write_text
 
 MANIFEST_NAME = "untax.json"
+SETTLED_NS = 2_000_000_000
+"""Older than the coarsest time stamps of the file systems in use."""
 PACKAGES = ("untax", "axolotl", "mergekit", "peft", "trl", "transformers", "torch", "datasets", "lm_eval", "accelerate")
 
 
@@ -33,13 +35,18 @@ def digest_json(value: Any) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's content, as ``sha256sum`` prints it; re-read only when the file changed."""
+    """SHA-256 of a file's content, as ``sha256sum`` prints it; re-read only when the file changed.
+
+    A file changed within the last seconds is always read: one more change might leave its time stamp as it is.
+    """
     status = path.stat()
-    return _digest_file(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS
+    return (_digest_file if settled else _digest_file.__wrapped__)(str(path), identity)
 
 
 @functools.lru_cache(maxsize=4096)
-def _digest_file(path: str, size: int, mtime_ns: int) -> str:
+def _digest_file(path: str, identity: tuple[int, ...]) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -79,7 +86,14 @@ def package_versions() -> dict[str, str]:
 
 
 def write_manifest(
-    folder: Path, *, what: str, outputs: Iterable[str], started: float, command: list[str] | None = None, **sections: Any
+    folder: Path,
+    *,
+    what: str,
+    outputs: Iterable[str],
+    started: float,
+    command: list[str] | None = None,
+    name: str = MANIFEST_NAME,
+    **sections: Any,
 ) -> dict[str, Any]:
     """Write ``folder/untax.json`` and return it.
 
@@ -89,35 +103,38 @@ def write_manifest(
         outputs: names, relative to ``folder``, of the files that are the artifact.
         started: ``time.time()`` when the work began.
         command: the command line; the present one by default.
+        name: the manifest's own file name, for folders that hold several artifacts (``<suite>.untax.json``).
         sections: further keys (``config``, ``inputs``, ``seed``, ``disperse``, ``penalty``, ...).
     """
     manifest = {
         "what": what,
         "command": command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]],
         **sections,
-        "outputs": {name: digest_file(folder / name) for name in sorted(outputs)},
+        "outputs": {output: digest_file(folder / output) for output in sorted(outputs)},
         "versions": package_versions(),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "wall_seconds": round(time.time() - started, 3),
     }
-    write_text(folder / MANIFEST_NAME, json.dumps(manifest, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
+    write_text(folder / name, json.dumps(manifest, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
     return manifest
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> dict[str, Any] | None:
     """The manifest beside an artifact, or None when there is none.
 
     Raises:
         UntaxError: the file is there but is no manifest.
     """
-    path = folder / MANIFEST_NAME
+    path = folder / name
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UntaxError(f"The manifest cannot be read: {error}.", where=path, fix="Remove it and make the artifact again.") from error
+    except (ValueError, OSError) as error:
+        raise UntaxError(
+            f"The manifest cannot be read: {error}.", where=path, fix="Remove it and make the artifact again."
+        ) from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
         raise UntaxError("This is not an untax manifest.", where=path, fix="Remove it and make the artifact again.")
     return manifest

@@ -1,0 +1,1 @@
+"""Three tasks on the bundled data: gain, preference and tax."""
