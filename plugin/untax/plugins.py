@@ -17,15 +17,25 @@ def manager() -> pluggy.PluginManager:
     """The plugin manager with every installed implementation loaded.
 
     Raises:
-        UntaxError: an implementation names a hook that does not exist.
+        UntaxError: an implementation cannot be imported, or names a hook that does not exist.
     """
     plugins = pluggy.PluginManager("untax")
     plugins.add_hookspecs(hookspecs)
-    plugins.load_setuptools_entrypoints("untax")
     try:
+        plugins.load_setuptools_entrypoints("untax")
         plugins.check_pending()
     except pluggy.PluginValidationError as error:
-        raise UntaxError(f"A plugin implements a hook that untax does not have: {error}.", fix="Rename its function; `untax plugins` lists the hooks.") from error
+        raise UntaxError(
+            f"A plugin implements a hook that untax does not have: {error}.",
+            where=getattr(error.plugin, "__name__", error.plugin),
+            fix="Rename its function; `untax plugins` lists the hooks.",
+        ) from error
+    except ImportError as error:
+        raise UntaxError(
+            f"A plugin of untax cannot be imported: {error}.",
+            where="an entry point of group untax",
+            fix="Update or uninstall the package it belongs to.",
+        ) from error
     return plugins
 
 
@@ -46,10 +56,16 @@ def registry(hook: str) -> dict[str, Any]:
         provided: Mapping[str, Any] = implementation.function()
         for name, value in provided.items():
             if name in merged:
-                raise UntaxError(f"Two plugins register '{name}' through {hook}.", where=implementation.plugin_name, fix="Uninstall one or rename its entry.")
+                raise UntaxError(
+                    f"Two plugins register '{name}' through {hook}.",
+                    where=implementation.plugin_name,
+                    fix="Uninstall one or rename its entry.",
+                )
             merged[name] = value
     if not merged:
-        raise UntaxError(f"Nothing is registered for {hook}.", fix="Install untax itself, not only its source: `pip install -e .`.")
+        raise UntaxError(
+            f"Nothing is registered for {hook}.", fix="Install untax itself, not only its source: `pip install -e .`."
+        )
     return merged
 
 
@@ -61,5 +77,7 @@ def named(hook: str, name: str, *, where: object) -> Any:
     """
     found = registry(hook)
     if name not in found:
-        raise UntaxError(f"Unknown name '{name}'. {near_names(name, list(found))}", where=where, fix="Use one of the known names.")
+        raise UntaxError(
+            f"Unknown name '{name}'. {near_names(name, list(found))}", where=where, fix="Use one of the known names."
+        )
     return found[name]

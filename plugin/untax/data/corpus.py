@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+DATA_SUFFIXES = {".json", ".jsonl", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".gz", ".zst"}
+
+
 @dataclass(frozen=True)
 class Source:
     """One entry of Axolotl's ``datasets:`` with its rows."""
@@ -26,6 +29,11 @@ class Source:
     def name(self) -> str:
         """The entry's path, for messages and tables."""
         return str(self.entry["path"])
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        """The rows as Arrow holds them: images and sounds as bytes, not decoded."""
+        for batch in self.rows.with_format("arrow").iter(batch_size=1000):
+            yield from batch.to_pylist()
 
 
 @dataclass(frozen=True)
@@ -39,17 +47,33 @@ class Corpus:
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
         for source in self.sources:
-            yield from source.rows
+            yield from source
 
     @functools.cached_property
     def digests(self) -> list[bytes]:
-        """The identity of each row, in order; 16 bytes each."""
-        return [row_digest(row) for row in self]
+        """The identity of each row, in order; 16 bytes each.
+
+        Raises:
+            UntaxError: a row holds a value that has no canonical form.
+        """
+        return [digest for source in self.sources for digest in _digests(source)]
 
     @functools.cached_property
     def digest(self) -> str:
         """The identity of the corpus: its rows in their order."""
         return corpus_digest(self.digests)
+
+
+def _digests(source: Source) -> Iterator[bytes]:
+    for index, row in enumerate(source):
+        try:
+            yield row_digest(row)
+        except TypeError as error:
+            raise UntaxError(
+                f"Row {index} cannot be told apart from others: {error}.",
+                where=source.name,
+                fix="Keep columns of text, numbers, times, bytes, and lists or structs of those.",
+            ) from error
 
 
 def read_corpus(cfg: Any, *, key: str = "datasets") -> Corpus:
@@ -66,33 +90,83 @@ def read_corpus(cfg: Any, *, key: str = "datasets") -> Corpus:
     from axolotl.utils.dict import DictDefault
 
     entries = cfg.get(key)
-    if not entries:
-        raise UntaxError("There is no dataset to read.", where=f"key {key}", fix=f"Give at least one entry with a path under {key}:.")
+    check_entries(entries, key=key)
     configs = [DictDefault(entry) for entry in entries]
     split = "test" if key == "test_datasets" else "train"
     return Corpus(tuple(_read_source(entry, cfg, split, key) for entry in datasets_with_name_generator(configs)))
 
 
+def check_entries(entries: Any, *, key: str = "datasets") -> None:
+    """What can be said about dataset entries without loading them.
+
+    Raises:
+        UntaxError: there are none, one has no path, or its local file is missing or empty.
+    """
+    if not entries or not isinstance(entries, list):
+        raise UntaxError(
+            "There is no dataset to read.", where=f"key {key}", fix=f"Give at least one entry with a path under {key}:."
+        )
+    for entry in entries:
+        if not isinstance(entry, Mapping) or not entry.get("path"):
+            raise UntaxError(
+                "A dataset entry has no path.", where=f"key {key}: {entry}", fix="Add `path:` to the entry."
+            )
+        path, where = str(entry["path"]), f"key {key}, path {entry['path']}"
+        if _is_local(path) and not Path(path).exists():
+            raise UntaxError(
+                "The dataset does not exist.",
+                where=where,
+                fix=f"Correct the path; relative ones start where the command is run, {Path.cwd()}.",
+            )
+        if Path(path).is_file() and _is_blank(Path(path)):
+            raise UntaxError("The dataset file is empty.", where=where, fix="Check how the file was written.")
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path cannot be a dataset of the Hub (``name`` or ``owner/name``), a URL or a bucket."""
+    if "://" in path:
+        return False
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or Path(path).suffix in DATA_SUFFIXES
+
+
+def _is_blank(path: Path) -> bool:
+    with path.open("rb") as handle:
+        return not handle.read(1 << 16).strip()
+
+
 def _read_source(entry: Any, cfg: Any, split: str, key: str) -> Source:
     from axolotl.utils.data.shared import load_dataset_with_config
 
-    path = entry.get("path")
-    where = f"key {key}, path {path}"
-    if not path:
-        raise UntaxError("A dataset entry has no path.", where=f"key {key}: {dict(entry)}", fix="Add `path:` to the entry.")
-    if Path(path).is_file() and Path(path).stat().st_size == 0:
-        raise UntaxError("The dataset file is empty.", where=where, fix="Check how the file was written.")
+    where = f"key {key}, path {entry['path']}"
     try:
         loaded = load_dataset_with_config(entry, cfg.get("hf_use_auth_token"), streaming=False)
-    except (OSError, ValueError) as error:
-        raise UntaxError(f"The dataset cannot be read: {_reason(error)}", where=where, fix="Check the path (relative paths start where the command is run), `name:` and `data_files:`.") from error
+    # Loaders raise whatever their format's library raises; the cause is named and kept.
+    except Exception as error:
+        raise UntaxError(
+            f"The dataset cannot be read: {_reason(error)}",
+            where=where,
+            fix="Check the path (relative paths start where the command is run), `name:`, `split:` and `data_files:`.",
+        ) from error
     rows = _one_split(loaded, entry, split, where)
     if entry.get("shards"):
         # The same call as Axolotl's, so that the shard holds the same rows.
-        rows = rows.shuffle(seed=cfg.get("seed")).shard(num_shards=entry["shards"], index=entry.get("shards_idx") or 0)
+        rows = rows.shuffle(seed=_shard_seed(cfg, where)).shard(
+            num_shards=entry["shards"], index=entry.get("shards_idx") or 0
+        )
     if len(rows) == 0:
         raise UntaxError("The dataset has no rows.", where=where, fix="Check the file and its `split:`.")
     return Source(dict(entry), rows)
+
+
+def _shard_seed(cfg: Any, where: str) -> int:
+    seed = cfg.get("seed")
+    if seed is None:
+        raise UntaxError(
+            "Axolotl shuffles rows before it takes a shard, and without a seed differently each time.",
+            where=f"{where}, key shards",
+            fix="Set `seed:`.",
+        )
+    return int(seed)
 
 
 def _one_split(loaded: Any, entry: Any, split: str, where: str) -> Dataset:
@@ -103,7 +177,9 @@ def _one_split(loaded: Any, entry: Any, split: str, where: str) -> Dataset:
     for name in (entry.get("split"), split):
         if name and name in loaded:
             return loaded[name]
-    raise UntaxError(f"The dataset has no split '{split}', only {', '.join(loaded)}.", where=where, fix="Name one with `split:`.")
+    raise UntaxError(
+        f"The dataset has no split '{split}', only {', '.join(loaded)}.", where=where, fix="Name one with `split:`."
+    )
 
 
 def _reason(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -11,14 +13,17 @@ ROW_DIGEST_BYTES = 16
 
 
 def canonical_json(row: Mapping[str, Any]) -> bytes:
-    """A row as bytes that depend on its content only: sorted keys, no spaces, no null values.
+    """A row as bytes that depend on its content only.
 
-    Nulls are left out because `datasets` fills a column with them as soon as one other row has it: adding rows with a
-    new column must not change the identity of the old ones.
+    What `datasets` changes in old rows when rows are added must not change their identity: a new column gives them
+    nulls, which are left out, and one fraction turns a column of whole numbers into fractions, so 1.0 counts as 1.
+
+    Raises:
+        TypeError: a value is neither text, number, time nor bytes, nor made of those.
     """
-    return json.dumps(
-        _without_nulls(row), sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain
-    ).encode("utf-8", "surrogatepass")
+    return json.dumps(_canonical(row), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def row_digest(row: Mapping[str, Any]) -> bytes:
@@ -34,18 +39,20 @@ def corpus_digest(digests: Iterable[bytes]) -> str:
     return corpus.hexdigest()
 
 
-def _without_nulls(value: Any) -> Any:
+def _canonical(value: Any) -> Any:
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
     if isinstance(value, Mapping):
-        return {str(key): _without_nulls(item) for key, item in value.items() if item is not None}
+        items = ((str(key), _canonical(item)) for key, item in value.items())
+        return {key: item for key, item in items if item is not None and item != {}}
     if isinstance(value, (list, tuple)):
-        return [_without_nulls(item) for item in value]
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Values that JSON does not know but Parquet does."""
+        return [_canonical(item) for item in value]
     if isinstance(value, (bytes, bytearray)):
         return {"bytes": value.hex()}
     if hasattr(value, "isoformat"):
         return {"time": value.isoformat()}
-    return {"repr": repr(value)}
+    if isinstance(value, (datetime.timedelta, decimal.Decimal)):
+        return {type(value).__name__: str(value)}
+    raise TypeError(f"a value of type {type(value).__name__} has no canonical form")

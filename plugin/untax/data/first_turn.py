@@ -39,7 +39,9 @@ def _from_messages(messages: Sequence[Mapping[str, Any]]) -> dict[str, str] | No
         elif instruction is None and role in USER_ROLES and text:
             instruction = f"{system}\n\n{text}" if system else text
         elif instruction is not None:
-            return {"instruction": instruction, "input": "", "output": text} if role in ASSISTANT_ROLES and text else None
+            return (
+                {"instruction": instruction, "input": "", "output": text} if role in ASSISTANT_ROLES and text else None
+            )
     return None
 
 

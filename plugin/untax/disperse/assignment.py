@@ -9,7 +9,9 @@ Axolotl's cache of tokenised data is keyed by paths and not by contents, so diff
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,17 @@ from typing import Any
 import numpy as np
 
 from untax.data.corpus import Corpus
-from untax.disperse.clusters import write_clusters
+from untax.disperse.clusters import ClusterFile, plan_clusters
 from untax.disperse.settings import DisperseSettings
 from untax.errors import UntaxError
-from untax.files import new_file
-from untax.manifest import changed_outputs, digest_bytes, read_manifest, write_manifest
+from untax.files import make_folder, new_file, plain_disk_errors
+from untax.manifest import MANIFEST_NAME, changed_outputs, digest_bytes, read_manifest, write_manifest
 from untax.plugins import named
 
 FILE_NAME = "assignment.parquet"
+FOLDER_NAME = "clusters"
+LOCK_NAME = ".assignment.lock"
+COLUMNS = ["row", "digest", "cluster"]
 
 
 @dataclass(frozen=True)
@@ -34,19 +39,32 @@ class Assignment:
     Attributes:
         path: the Parquet file.
         manifest: its manifest; section ``disperse`` has the corpus digest, the settings, the sizes and the files.
+        made: whether this process made it, or found it.
     """
 
     path: Path
     manifest: dict[str, Any]
+    made: bool = False
 
     @property
     def section(self) -> dict[str, Any]:
         """The manifest's section ``disperse``."""
         return self.manifest["disperse"]
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the Parquet file."""
+        return self.manifest["outputs"][self.path.name]
+
     def files(self, cluster: int) -> dict[int, Path]:
         """Source index -> Parquet file with the rows of ``cluster``; sources without such rows are absent."""
         return {int(source): self.path.parent / name for source, name in self.section["files"][cluster].items()}
+
+
+def assignment_path(given: str | Path) -> Path:
+    """``disperse_assignment`` as a file: a path without the suffix ``.parquet`` is the folder to put it in."""
+    path = Path(given)
+    return path if path.suffix == ".parquet" else path / FILE_NAME
 
 
 def obtain(corpus: Corpus, settings: DisperseSettings, path: Path) -> Assignment:
@@ -55,65 +73,128 @@ def obtain(corpus: Corpus, settings: DisperseSettings, path: Path) -> Assignment
     Many processes may call this at once: one makes it under a lock, which a dead process does not keep.
 
     Raises:
-        UntaxError: it belongs to another corpus or other settings, or its files were changed.
+        UntaxError: it belongs to another corpus or other settings, its files were changed, or it cannot be made.
     """
-    from filelock import FileLock
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.parent / ".assignment.lock"):
-        if path.exists() and read_manifest(path.parent):
-            return read(corpus, settings, path)
+    if _is_finished(path):
+        return _read(corpus, settings, path)
+    with _locked(path.parent):
+        if _is_finished(path):
+            return _read(corpus, settings, path)
+        _refuse_foreign(path)
         return _make(corpus, settings, path)
 
 
-def read(corpus: Corpus, settings: DisperseSettings, path: Path) -> Assignment:
-    """The finished assignment at ``path``, checked against the corpus and the settings."""
+def _is_finished(path: Path) -> bool:
+    return path.is_file() and read_manifest(path.parent) is not None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Alone in ``folder``; if the block fails, a folder that was made for it is removed again."""
+    from filelock import FileLock
+
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    make_folder(folder)
+    lock = folder / LOCK_NAME
+    with plain_disk_errors(lock), FileLock(lock):
+        try:
+            yield
+        except BaseException:
+            # While the lock is held: whoever waits for it finds it gone and makes its own.
+            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for place in missing:
+                    place.rmdir()
+            raise
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Nothing that is not an unfinished assignment may be overwritten."""
     manifest = read_manifest(path.parent)
-    if manifest is None or manifest.get("what") != "assignment" or path.name not in manifest["outputs"]:
-        raise UntaxError("There is no finished assignment at this path.", where=f"disperse_assignment: {path}", fix="Name a folder of its own for the assignment.")
+    own = manifest is None or (manifest.get("what") == "assignment" and path.name in manifest["outputs"])
+    if not own or (path.exists() and not _is_assignment(path)):
+        found = f"an artifact of another kind ({manifest.get('what')})" if manifest and not own else "another file"
+        raise UntaxError(
+            f"There is {found} where the assignment should be made.",
+            where=f"disperse_assignment: {path}",
+            fix="Name a path in a folder of its own, for example outputs/disperse/assignment.parquet.",
+        )
+
+
+def _is_assignment(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_schema(path).names == COLUMNS
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _read(corpus: Corpus, settings: DisperseSettings, path: Path) -> Assignment:
+    manifest = read_manifest(path.parent) or {}
+    if manifest.get("what") != "assignment" or path.name not in manifest["outputs"]:
+        raise UntaxError(
+            f"This file is not the assignment that {MANIFEST_NAME} beside it describes.",
+            where=f"disperse_assignment: {path}",
+            fix="Name a path in a folder of its own, for example outputs/disperse/assignment.parquet.",
+        )
     _refuse_stale(manifest["disperse"], corpus, settings, path)
     changed = changed_outputs(path.parent, manifest)
     if changed:
-        raise UntaxError(f"Files of this assignment were changed or cut: {', '.join(changed)}.", where=path.parent, fix="Remove the folder; it is made again from the corpus.")
+        raise UntaxError(
+            f"Files of this assignment were changed, cut or removed: {', '.join(changed)}.",
+            where=path.parent,
+            fix="Remove the folder; it is made again from the corpus.",
+        )
     return Assignment(path, manifest)
 
 
 def _refuse_stale(section: dict[str, Any], corpus: Corpus, settings: DisperseSettings, path: Path) -> None:
     if section["corpus"] != corpus.digest:
         raise UntaxError(
-            f"The assignment was made for another corpus: {section['rows']} rows, digest {section['corpus']}; this one has {len(corpus)} rows, digest {corpus.digest}.",
+            f"The assignment was made for another corpus: {section['rows']} rows, digest {section['corpus']}; "
+            f"this one has {len(corpus)} rows, digest {corpus.digest}.",
             where=f"disperse_assignment: {path}",
             fix="Name a new path for the changed corpus, or remove the folder of the old assignment.",
         )
     differing = {key: (section[key], value) for key, value in settings.identity.items() if section[key] != value}
     if differing:
         listed = ", ".join(f"{key} {old!r} there, {new!r} here" for key, (old, new) in differing.items())
-        raise UntaxError(f"The assignment was made with other settings: {listed}.", where=f"disperse_assignment: {path}", fix="Name another path, or correct the disperse keys.")
+        raise UntaxError(
+            f"The assignment was made with other settings: {listed}.",
+            where=f"disperse_assignment: {path}",
+            fix="Name another path, or correct the disperse keys.",
+        )
 
 
 def _make(corpus: Corpus, settings: DisperseSettings, path: Path) -> Assignment:
     started = time.time()
     clusters = assign(corpus, settings)
-    with new_file(path) as part:
-        _write_rows(part, corpus.digests, clusters)
-    digest = digest_bytes(path.read_bytes())
-    files, sizes, skipped = write_clusters(corpus, clusters, path.parent / "clusters", settings, assignment_digest=digest)
-    manifest = write_manifest(
-        path.parent,
-        what="assignment",
-        outputs=[path.name, *(f"clusters/{name}" for names in files for name in names.values())],
-        started=started,
-        disperse={
-            "corpus": corpus.digest,
-            "rows": len(corpus),
-            **settings.identity,
-            "sizes": [sum(column) for column in zip(*sizes.values(), strict=True)],
-            "sources": sizes,
-            "rows_without_first_turn": skipped,
-            "files": [{str(source): f"clusters/{name}" for source, name in names.items()} for names in files],
-        },
-    )
-    return Assignment(path, manifest)
+    content = _table(corpus.digests, clusters)
+    files = plan_clusters(corpus, clusters, settings, assignment_digest=digest_bytes(content))
+    folder = path.parent / FOLDER_NAME
+    (path.parent / MANIFEST_NAME).unlink(missing_ok=True)
+    try:
+        for file in files:
+            file.write(folder)
+        with new_file(path) as part:
+            part.write_bytes(content)
+        manifest = write_manifest(
+            path.parent,
+            what="assignment",
+            outputs=[path.name, *(f"{FOLDER_NAME}/{file.name}" for file in files)],
+            started=started,
+            disperse={"corpus": corpus.digest, "rows": len(corpus), **settings.identity, **_summary(corpus, files)},
+        )
+    except BaseException:
+        for file in files:
+            (folder / file.name).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+    return Assignment(path, manifest, made=True)
 
 
 def assign(corpus: Corpus, settings: DisperseSettings) -> np.ndarray:
@@ -127,26 +208,55 @@ def assign(corpus: Corpus, settings: DisperseSettings) -> np.ndarray:
         return np.zeros(len(corpus), dtype=np.int32)
     distinct = len(set(corpus.digests))
     if count > distinct:
-        raise UntaxError(f"{count} clusters cannot be filled by {distinct} different rows.", where="key disperse_clusters", fix=f"Use at most {distinct} clusters, or more data.")
+        raise UntaxError(
+            f"{count} clusters cannot be filled by {distinct} different rows.",
+            where="key disperse_clusters",
+            fix=f"Use at most {distinct} clusters, or more data.",
+        )
     strategy = named("disperse_strategies", settings.strategy, where="key disperse_strategy")
     clusters = np.asarray(strategy(corpus, clusters=count, seed=settings.seed))
-    if clusters.shape != (len(corpus),) or clusters.dtype.kind not in "iu" or clusters.min() < 0 or clusters.max() >= count:
-        raise UntaxError(f"The strategy '{settings.strategy}' did not give every row one cluster of 0 to {count - 1}.", where="key disperse_strategy", fix="Report this to whoever wrote the strategy.")
+    if clusters.shape != (len(corpus),) or clusters.dtype.kind not in "iu" or not _within(clusters, count):
+        raise UntaxError(
+            f"The strategy '{settings.strategy}' did not give every row one cluster of 0 to {count - 1}.",
+            where="key disperse_strategy",
+            fix="Report this to whoever wrote the strategy.",
+        )
     empty = np.flatnonzero(np.bincount(clusters, minlength=count) == 0)
     if len(empty):
-        raise UntaxError(f"Cluster {empty[0]} of {count} holds no rows ({len(corpus)} rows in all).", where="key disperse_clusters", fix="Use fewer clusters or another disperse_seed.")
+        raise UntaxError(
+            f"Cluster {empty[0]} of {count} holds no rows ({len(corpus)} rows in all).",
+            where="key disperse_clusters",
+            fix="Use fewer clusters or another disperse_seed.",
+        )
     return clusters.astype(np.int32)
 
 
-def _write_rows(path: Path, digests: list[bytes], clusters: np.ndarray) -> None:
+def _within(clusters: np.ndarray, count: int) -> bool:
+    return bool(clusters.min() >= 0 and clusters.max() < count)
+
+
+def _table(digests: list[bytes], clusters: np.ndarray) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.table(
-        {
-            "row": pa.array(np.arange(len(digests), dtype=np.int64)),
-            "digest": pa.array([digest.hex() for digest in digests]),
-            "cluster": pa.array(clusters),
-        }
-    )
-    pq.write_table(table, path)
+    columns = [np.arange(len(digests), dtype=np.int64), [digest.hex() for digest in digests], clusters]
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table(dict(zip(COLUMNS, columns, strict=True))), buffer)
+    return buffer.getvalue().to_pybytes()
+
+
+def _summary(corpus: Corpus, files: list[ClusterFile]) -> dict[str, Any]:
+    """Rows per cluster as written, in all and by source, and the files by cluster and source."""
+    count = max(file.cluster for file in files) + 1
+    sources = {f"{index}:{source.name}": [0] * count for index, source in enumerate(corpus.sources)}
+    names: list[dict[str, str]] = [{} for _ in range(count)]
+    for file in files:
+        sources[f"{file.index}:{file.source.name}"][file.cluster] = len(file.rows)
+        names[file.cluster][str(file.index)] = f"{FOLDER_NAME}/{file.name}"
+    sizes = [sum(column) for column in zip(*sources.values(), strict=True)]
+    return {
+        "sizes": sizes,
+        "sources": sources,
+        "rows_without_first_turn": len(corpus) - sum(sizes),
+        "files": names,
+    }

@@ -3,79 +3,109 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from untax.data.corpus import Corpus
+from untax.data.corpus import Corpus, Source
 from untax.data.first_turn import first_turn
 from untax.disperse.settings import DisperseSettings
 from untax.errors import UntaxError
 from untax.files import new_file
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 DIGEST_DIGITS = 12
 
 
-def write_clusters(
-    corpus: Corpus, clusters: np.ndarray, folder: Path, settings: DisperseSettings, *, assignment_digest: str
-) -> tuple[list[dict[int, str]], dict[str, list[int]], int]:
-    """Write the rows of every cluster.
+@dataclass(frozen=True)
+class ClusterFile:
+    """The rows of one source that are in one cluster.
+
+    Attributes:
+        name: the file's name; it holds the digests of the corpus and of the assignment.
+        index: which of the corpus's sources.
+        source: that source.
+        cluster: which cluster.
+        rows: positions within the source, ascending.
+        cut: whether the rows are written as their first turns.
+    """
+
+    name: str
+    index: int
+    source: Source
+    cluster: int
+    rows: np.ndarray
+    cut: bool
+
+    def write(self, folder: Path) -> None:
+        """Write the file into ``folder``, in one step."""
+        rows = self.source.rows.select(self.rows)
+        if self.cut:
+            from datasets import Dataset
+
+            rows = Dataset.from_list([turn for turn in map(first_turn, rows) if turn is not None])
+        with new_file(folder / self.name) as part:
+            rows.to_parquet(part)
+
+
+def plan_clusters(
+    corpus: Corpus, clusters: np.ndarray, settings: DisperseSettings, *, assignment_digest: str
+) -> list[ClusterFile]:
+    """Which files the clusters become, before any is written; sources without rows of a cluster get none.
 
     Args:
         corpus: N rows.
         clusters: shape (N,), the cluster of each row.
-        folder: where the files go.
         settings: the number of clusters, and whether rows are cut to their first turn.
         assignment_digest: becomes a part of each name.
 
-    Returns:
-        For each cluster {source index: file name}; {source name: rows per cluster} as written; and how many rows were
-        left out because they have no complete first turn.
+    Raises:
+        UntaxError: a cluster holds no row that can be trained on.
     """
-    count = settings.clusters or 1
-    names: list[dict[int, str]] = [{} for _ in range(count)]
-    sizes: dict[str, list[int]] = {}
-    start, skipped = 0, 0
-    for index, source in enumerate(corpus.sources):
-        of_source = clusters[start : start + len(source.rows)]
-        start += len(source.rows)
-        written = [0] * count
-        for cluster in range(count):
-            rows = source.rows.select(np.flatnonzero(of_source == cluster))
-            name = _file_name(source.name, index, corpus.digest, assignment_digest, cluster, settings)
-            written[cluster] = _write(folder / name, rows, cut=settings.first_turn)
-            skipped += len(rows) - written[cluster]
-            if written[cluster]:
-                names[cluster][index] = name
-        sizes[f"{index}:{source.name}"] = written
-    _refuse_empty(names, settings)
-    return names, sizes, skipped
+    files = [
+        ClusterFile(
+            _file_name(source.name, index, corpus.digest, assignment_digest, cluster, settings),
+            index,
+            source,
+            cluster,
+            np.flatnonzero((of_source == cluster) & kept),
+            settings.first_turn,
+        )
+        for index, (source, of_source, kept) in enumerate(_by_source(corpus, clusters, cut=settings.first_turn))
+        for cluster in range(settings.clusters or 1)
+    ]
+    filled = [file for file in files if len(file.rows)]
+    _refuse_empty({file.cluster for file in filled}, settings)
+    return filled
 
 
-def _refuse_empty(names: list[dict[int, str]], settings: DisperseSettings) -> None:
-    for cluster, files in enumerate(names):
-        if not files:
-            raise UntaxError(
-                f"No row of cluster {cluster} can be trained on" + (": none has a complete first turn." if settings.first_turn else "."),
-                where="key disperse_first_turn" if settings.first_turn else "key disperse_clusters",
-                fix="Rows need an instruction and an output, or messages with a user's and then an assistant's.",
-            )
+def _by_source(corpus: Corpus, clusters: np.ndarray, *, cut: bool) -> Iterator[tuple[Source, np.ndarray, np.ndarray]]:
+    """Each source with its rows' clusters and whether each row is kept, both of shape (rows of the source,)."""
+    start = 0
+    for source in corpus.sources:
+        count = len(source.rows)
+        kept = (
+            np.fromiter((first_turn(row) is not None for row in source), bool, count) if cut else np.ones(count, bool)
+        )
+        yield source, clusters[start : start + count], kept
+        start += count
 
 
-def _write(path: Path, rows: Dataset, *, cut: bool) -> int:
-    """Write rows (cut to their first turns if ``cut``) and return how many; none, no file."""
-    if cut:
-        from datasets import Dataset
-
-        rows = Dataset.from_list([turn for turn in map(first_turn, rows) if turn is not None])
-    if len(rows):
-        with new_file(path) as part:
-            rows.to_parquet(part)
-    return len(rows)
+def _refuse_empty(filled: set[int], settings: DisperseSettings) -> None:
+    empty = sorted(set(range(settings.clusters or 1)) - filled)
+    if empty and settings.first_turn:
+        raise UntaxError(
+            f"Cluster {empty[0]} holds no row with a complete first turn.",
+            where="key disperse_first_turn",
+            fix="Rows need an instruction and an output, or messages with a user's and then an assistant's.",
+        )
+    if empty:
+        raise UntaxError(
+            f"Cluster {empty[0]} of {settings.clusters} holds no rows.",
+            where="key disperse_clusters",
+            fix="Use fewer clusters or another disperse_seed.",
+        )
 
 
 def _file_name(source: str, index: int, corpus: str, assignment: str, cluster: int, settings: DisperseSettings) -> str:

@@ -9,9 +9,8 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
 from untax.data.corpus import Corpus, read_corpus
-from untax.disperse.assignment import FILE_NAME, Assignment, obtain
+from untax.disperse.assignment import FILE_NAME, Assignment, assignment_path, obtain
 from untax.disperse.settings import DisperseSettings, read_settings
-from untax.files import escapes
 from untax.manifest import digest_json
 from untax.training.plugin import UntaxPlugin, plain_errors
 
@@ -28,8 +27,6 @@ class DispersePlugin(UntaxPlugin):
     cluster. Axolotl then tokenises, packs, splits and caches as ever, for SFT and preference data alike.
     """
 
-    key_prefix = "disperse_"
-
     def get_input_args(self) -> str:
         """The keys this plugin adds to Axolotl's configuration."""
         return "untax.disperse.args.DisperseArgs"
@@ -45,48 +42,49 @@ class DispersePlugin(UntaxPlugin):
         if not settings.active:
             return
         corpus = read_corpus(cfg)
-        assignment = obtain(corpus, settings, assignment_path(cfg, settings, corpus))
+        given = settings.assignment
+        assignment = obtain(corpus, settings, assignment_path(given) if given else default_path(cfg, settings, corpus))
         cluster = settings.cluster or 0
         cfg.datasets = rewritten(corpus, assignment.files(cluster))
         if settings.first_turn and cfg.test_datasets:
-            cfg.test_datasets = _first_turn_tests(cfg, settings)
+            cfg.test_datasets = _first_turn_tests(cfg)
         self._report(cfg, settings, assignment, cluster)
 
     def _report(self, cfg: DictDefault, settings: DisperseSettings, assignment: Assignment, cluster: int) -> None:
         section = assignment.section
-        rows = section["sizes"][cluster]
-        self.record(cfg).sections["disperse"] = {
+        rows, left_out = section["sizes"][cluster], section["rows_without_first_turn"]
+        names = [str(path.relative_to(assignment.path.parent)) for path in assignment.files(cluster).values()]
+        self.record().sections["disperse"] = {
             "cluster": settings.cluster,
             "rows": rows,
-            "assignment": section["corpus"],
+            "assignment": assignment.digest,
             **{key: section[key] for key in ("strategy", "seed", "clusters", "first_turn", "corpus", "sizes")},
-            "files": {path.name: assignment.manifest["outputs"][f"clusters/{path.name}"] for path in assignment.files(cluster).values()},
+            "rows_without_first_turn": left_out,
+            "files": {Path(name).name: assignment.manifest["outputs"][name] for name in names},
         }
-        LOG.info(f"untax: training on {rows} of {section['rows']} rows (cluster {settings.cluster}, sizes {section['sizes']})")
+        if left_out:
+            LOG.warning(f"untax: {left_out} of {section['rows']} rows have no complete first turn and are left out")
+        which = f"cluster {cluster} of {settings.clusters}" if settings.clusters else "all clusters"
+        LOG.info(f"untax: training on {rows} rows ({which}, sizes {section['sizes']}, {assignment.path})")
 
 
-def assignment_path(cfg: Any, settings: DisperseSettings, corpus: Corpus) -> Path:
-    """``disperse_assignment``, or a path below ``dataset_prepared_path`` that is the corpus's and the settings' own."""
-    if settings.assignment:
-        path = Path(settings.assignment)
-        if escapes(path, Path.cwd()):
-            LOG.warning(f"untax: disperse_assignment lies outside the present folder: {path}")
-        return path if path.suffix == ".parquet" else path / FILE_NAME
+def default_path(cfg: Any, settings: DisperseSettings, corpus: Corpus) -> Path:
+    """A path below ``dataset_prepared_path`` that is the corpus's and the settings' own."""
     own = digest_json([corpus.digest, settings.identity])[:16]
     return Path(cfg.get("dataset_prepared_path") or "last_run_prepared") / "untax" / own / FILE_NAME
 
 
 def rewritten(corpus: Corpus, files: dict[int, Path]) -> list[DictDefault]:
     """``datasets:`` with every source replaced by its file; sources without one are left out."""
-    return [
-        DictDefault({**{key: value for key, value in corpus.sources[index].entry.items() if key not in ROW_KEYS}, "path": str(path)})
-        for index, path in sorted(files.items())
-    ]
+    return [DictDefault({**_kept(corpus.sources[index].entry), "path": str(path)}) for index, path in files.items()]
 
 
-def _first_turn_tests(cfg: DictDefault, settings: DisperseSettings) -> list[DictDefault]:
+def _kept(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if key not in ROW_KEYS}
+
+
+def _first_turn_tests(cfg: DictDefault) -> list[DictDefault]:
     """Held-out rows take the form of the training rows, and are not dispersed."""
     tests = read_corpus(cfg, key="test_datasets")
     cut = DisperseSettings(first_turn=True)
-    path = assignment_path({"dataset_prepared_path": cfg.get("dataset_prepared_path")}, cut, tests)
-    return rewritten(tests, obtain(tests, cut, path).files(0))
+    return rewritten(tests, obtain(tests, cut, default_path(cfg, cut, tests)).files(0))

@@ -1,13 +1,13 @@
-"""Adding a penalty's gradient to a trainer: after the last backward of an optimizer step, before clipping.
+"""Adding penalties' gradients to a trainer: after the last backward of an optimizer step, before clipping.
 
-Wrapping ``training_step`` is the one place that is right for any gradient accumulation (the penalty is added once, on
+Wrapping ``training_step`` is the one place that is right for any gradient accumulation (a penalty is added once, on
 the accumulated gradient) and any number of DDP ranks (after the gradients were averaged). The logged loss stays the
 trainer's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,51 +17,65 @@ from untax.errors import UntaxError
 
 MARK = "_untax_penalised"
 
+Penalty = Callable[..., None]
+
 
 @dataclass
 class Attached:
-    """A penalty at work.
+    """Penalties at work.
 
     Attributes:
-        factors: the layers it covers.
-        weight: lambda.
-        steps: optimizer steps it was added to.
+        factors: the layers they cover.
+        weights: {key: lambda}.
+        steps: optimizer steps they were added to.
+        resumed_at: the optimizer step that the trainer resumed from; 0 for a training from the start.
     """
 
     factors: list[Factors]
-    weight: float
+    weights: dict[str, float]
     steps: int = 0
+    resumed_at: int = 0
 
     def norms(self) -> DeltaNorms:
         """Norm and sparsity of the present delta."""
         return delta_norms(factors.delta() for factors in self.factors)
 
 
-def attach(trainer: Any, penalty: Callable[..., None], *, weight: float) -> Attached:
-    """Make ``trainer`` add ``weight * penalty`` to every optimizer step and log ``l1_norm`` and ``sparsity``.
+def attach(trainer: Any, penalties: Mapping[str, tuple[Penalty, float]]) -> Attached:
+    """Make ``trainer`` add penalties to every optimizer step and log ``l1_norm`` and ``sparsity``.
+
+    Args:
+        trainer: a transformers Trainer whose model carries a LoRA adapter.
+        penalties: {key: (penalty, lambda)}.
 
     Raises:
-        UntaxError: the trainer shards its parameters or gradients, or is penalised already.
+        UntaxError: the trainer spreads its gradients over ranks or steps inside the backward pass, its model trains
+            more than LoRA factors, or it is penalised already.
     """
     _refuse_sharding(trainer)
+    _refuse_fused(trainer)
     if getattr(trainer, MARK, False):
         raise UntaxError("This trainer is penalised already.", where="key plugins", fix="List DeltaPenaltyPlugin once.")
-    attached = Attached(trainable_factors(trainer.model), weight)
-    _wrap_training_step(trainer, penalty, attached)
+    weights = {key: weight for key, (_, weight) in penalties.items()}
+    attached = Attached(trainable_factors(trainer.model), weights)
+    _wrap_training_step(trainer, penalties, attached)
     _wrap_log(trainer, attached)
     setattr(trainer, MARK, True)
     return attached
 
 
-def _wrap_training_step(trainer: Any, penalty: Callable[..., None], attached: Attached) -> None:
+def _wrap_training_step(trainer: Any, penalties: Mapping[str, tuple[Penalty, float]], attached: Attached) -> None:
     training_step = trainer.training_step
 
     def penalised_step(*args: Any, **kwargs: Any) -> Any:
         loss = training_step(*args, **kwargs)
         if trainer.accelerator.sync_gradients:
-            weight = attached.weight * _loss_scale(trainer)
+            if attached.steps == 0:
+                attached.resumed_at = trainer.state.global_step
+            scale = _loss_scale(trainer)
             for factors in attached.factors:
-                penalty(factors, weight=weight)
+                for penalty, weight in penalties.values():
+                    penalty(factors, weight=weight * scale)
             attached.steps += 1
         return loss
 
@@ -89,4 +103,18 @@ def _loss_scale(trainer: Any) -> float:
 def _refuse_sharding(trainer: Any) -> None:
     kind = getattr(trainer.accelerator.distributed_type, "value", trainer.accelerator.distributed_type)
     if "DEEPSPEED" in str(kind) or "FSDP" in str(kind):
-        raise UntaxError(f"delta_l1 cannot be added under {kind}: its factors or gradients are spread over the ranks.", where="keys deepspeed, fsdp_config", fix="Train the adapter with plain DDP (LoRA factors are small), or leave delta_l1 out.")
+        raise UntaxError(
+            f"The penalty cannot be added under {kind}: its factors or gradients are spread over the ranks.",
+            where="keys deepspeed, fsdp_config",
+            fix="Train the adapter with plain DDP (LoRA factors are small), or leave delta_l1 out.",
+        )
+
+
+def _refuse_fused(trainer: Any) -> None:
+    optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    if "lomo" in optimizer or "layerwise" in optimizer:
+        raise UntaxError(
+            f"The optimizer {optimizer} steps inside the backward pass, before the penalty could be added.",
+            where="key optimizer",
+            fix="Use another optimizer, adamw_torch for example, or leave delta_l1 out.",
+        )

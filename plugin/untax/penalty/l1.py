@@ -36,4 +36,5 @@ def _add(parameter: torch.Tensor, direction: torch.Tensor, weight: float) -> Non
     if parameter.grad is None:
         parameter.grad = (direction * weight).to(parameter.dtype)
     else:
-        parameter.grad.add_(direction.to(parameter.grad.dtype), alpha=weight)
+        # In place and mixed: a bf16 gradient takes the fp32 product and is rounded once.
+        parameter.grad.add_(direction, alpha=weight)

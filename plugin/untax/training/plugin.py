@@ -14,13 +14,13 @@ from axolotl.integrations.base import BasePlugin
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
+from untax.data.corpus import check_entries
 from untax.errors import UntaxError
 from untax.manifest import MANIFEST_NAME
 from untax.training.keys import check_plugins
-from untax.training.record import TrainingRecord
+from untax.training.record import TrainingRecord, effective_seed
 
 LOG = get_logger("axolotl.untax.training")
-DEFAULT_SEED = 42
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -44,25 +44,29 @@ def plain_errors(method: Callable[P, R]) -> Callable[P, R]:
 class UntaxPlugin(BasePlugin):
     """Base class: one record per training, whichever of untax's plugins are listed and in whichever order."""
 
-    key_prefix: ClassVar[str] = ""
-    _records: ClassVar[dict[str, TrainingRecord]] = {}
+    _record: ClassVar[TrainingRecord] = TrainingRecord()
 
     @staticmethod
     def config_path(cfg: Any) -> str:
         """The YAML that is being run, for messages."""
         return str(cfg.get("axolotl_config_path") or "the Axolotl configuration")
 
-    @classmethod
-    def record(cls, cfg: Any) -> TrainingRecord:
-        """The record of the training that writes to ``cfg.output_dir``."""
-        return cls._records.setdefault(str(cfg.get("output_dir")), TrainingRecord())
+    @staticmethod
+    def record() -> TrainingRecord:
+        """The record of the present training; a process runs one at a time."""
+        return UntaxPlugin._record
 
     @plain_errors
     def register(self, cfg: dict[str, Any]) -> None:
         """Check the keys while none has been dropped or converted yet."""
-        check_plugins(cfg, where=self.config_path(cfg))
+        where = self.config_path(cfg)
+        check_plugins(cfg, where=where)
         self.check(cfg)
-        UntaxPlugin._records.pop(str(cfg.get("output_dir")), None)
+        if not cfg.get("pretraining_dataset"):
+            check_entries(cfg.get("datasets"))
+        if cfg.get("test_datasets"):
+            check_entries(cfg["test_datasets"], key="test_datasets")
+        UntaxPlugin._record = TrainingRecord()
 
     def check(self, cfg: dict[str, Any]) -> None:
         """Raise UntaxError if this plugin's keys are wrong."""
@@ -84,12 +88,12 @@ class UntaxPlugin(BasePlugin):
 
     def post_trainer_create(self, cfg: DictDefault, trainer: Any) -> None:
         """Remember the trainer until its state has the numbers."""
-        self.record(cfg).sections["training"] = {"trainer": weakref.ref(trainer)}
+        self.record().sections["training"] = {"trainer": weakref.ref(trainer)}
 
     @plain_errors
     def post_train(self, cfg: DictDefault, model: Any) -> None:
         """Replace the trainer by what it did. Axolotl calls this twice; the second time there is nothing to do."""
-        section = self.record(cfg).sections.get("training", {})
+        section = self.record().sections.get("training", {})
         trainer = section.pop("trainer", lambda: None)()
         if trainer is not None:
             section.update(_summary(trainer, cfg))
@@ -98,7 +102,7 @@ class UntaxPlugin(BasePlugin):
     def post_train_unload(self, cfg: DictDefault) -> None:
         """Write the manifest, last of all."""
         if _is_main_process():
-            self.record(cfg).write(cfg)
+            self.record().write(cfg)
 
 
 class ManifestPlugin(UntaxPlugin):
@@ -108,7 +112,7 @@ class ManifestPlugin(UntaxPlugin):
 def _seed(cfg: DictDefault) -> None:
     from transformers import set_seed
 
-    set_seed(DEFAULT_SEED if cfg.seed is None else cfg.seed)
+    set_seed(effective_seed(cfg))
 
 
 def _summary(trainer: Any, cfg: DictDefault) -> dict[str, Any]:
@@ -121,7 +125,9 @@ def _summary(trainer: Any, cfg: DictDefault) -> dict[str, Any]:
         "epochs": trainer.state.epoch,
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
-        "train_loss": next((entry["train_loss"] for entry in reversed(trainer.state.log_history) if "train_loss" in entry), None),
+        "train_loss": next(
+            (entry["train_loss"] for entry in reversed(trainer.state.log_history) if "train_loss" in entry), None
+        ),
     }
 
 

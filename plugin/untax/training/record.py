@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from untax.errors import UntaxError
-from untax.manifest import digest_file, digest_model, write_manifest
+from untax.manifest import digest_file, digest_files, digest_model, write_manifest
 
+DEFAULT_SEED = 42
 ADAPTER_FILES = ("adapter_model*.safetensors", "adapter_model.safetensors.index.json", "adapter_config.json")
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json")
 
@@ -40,7 +41,9 @@ class TrainingRecord:
         kind, patterns = ("adapter", ADAPTER_FILES) if cfg.adapter else ("model", MODEL_FILES)
         outputs = sorted({file.name for pattern in patterns for file in folder.glob(pattern)})
         if not any(name.endswith(".safetensors") for name in outputs):
-            raise UntaxError(f"The training ended without {patterns[0]}.", where=folder, fix="Look at the training's log above.")
+            raise UntaxError(
+                f"The training ended without {patterns[0]}.", where=folder, fix="Look at the training's log above."
+            )
         write_manifest(
             folder,
             what=kind,
@@ -48,7 +51,7 @@ class TrainingRecord:
             started=self.started,
             config=file_identity(cfg.axolotl_config_path),
             inputs={"base": digest_model(cfg.base_model), **dataset_identities(cfg)},
-            seed=cfg.seed,
+            seed=effective_seed(cfg),
             **self.sections,
         )
         self.written = True
@@ -62,10 +65,22 @@ def file_identity(path: Any) -> dict[str, str] | None:
 
 
 def dataset_identities(cfg: Any) -> dict[str, str]:
-    """The digest of every local dataset file; for any other dataset its name."""
+    """The digest of every local dataset file or folder; for any other dataset its revision."""
     return {
-        f"{key}/{entry['path']}": digest_file(Path(entry["path"])) if Path(entry["path"]).is_file() else str(entry.get("revision") or "unknown")
+        f"{key}/{entry['path']}": _dataset_identity(entry)
         for key in ("datasets", "test_datasets")
         for entry in cfg.get(key) or []
         if entry.get("path")
     }
+
+
+def _dataset_identity(entry: Any) -> str:
+    path = Path(entry["path"])
+    if path.is_file():
+        return digest_file(path)
+    return digest_files(path, ["**/*"]) if path.is_dir() else str(entry.get("revision") or "unknown")
+
+
+def effective_seed(cfg: Any) -> int:
+    """The configuration's seed; without one, what transformers trains with by default."""
+    return DEFAULT_SEED if cfg.get("seed") is None else int(cfg["seed"])
