@@ -1,0 +1,210 @@
+"""mergekit, called as its own command calls it: its options, its configuration, its merge."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from untax.errors import UntaxError, near_names
+from untax.merge.lora_cache import RANDOM_METHODS, link_kept_copies
+from untax.merge.references import with_plain_folders
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
+    from mergekit.options import MergeOptions
+
+DEFAULT_SEED = 42
+"""The seed of methods that drop at random (dare_*, della_*), unless --random-seed says another."""
+
+
+def import_quietly() -> None:
+    """Import mergekit, without what optional libraries log meanwhile (kernels that they did not find, and the like)."""
+    logging.disable(logging.WARNING)
+    try:
+        import mergekit.merge  # noqa: F401
+        import transformers
+    finally:
+        logging.disable(logging.NOTSET)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def read_options(arguments: list[str]) -> MergeOptions:
+    """Parse mergekit-yaml's options with its own parser; the seed is 42 when none is given.
+
+    Raises:
+        click.ClickException: mergekit does not know an option or its value.
+        UntaxError: the options contradict each other.
+    """
+    import click
+    from mergekit.options import add_merge_options
+    from pydantic import ValidationError
+
+    def parsed(merge_options: MergeOptions) -> MergeOptions:
+        return merge_options
+
+    command = click.command("untax merge", add_help_option=False)(add_merge_options(parsed))
+    try:
+        options = command.main(args=list(arguments), standalone_mode=False)
+    except ValidationError as error:
+        raise UntaxError(
+            f"mergekit refuses these options: {_first_line(error)}",
+            where=" ".join(arguments),
+            fix="See `mergekit-yaml --help`.",
+        ) from error
+    return options if options.random_seed is not None else options.model_copy(update={"random_seed": DEFAULT_SEED})
+
+
+def read_config(raw: dict[str, Any], *, where: object) -> MergeConfiguration:
+    """Validate a configuration with mergekit's own classes.
+
+    Where there is no ``base_model``, mergekit takes the config and tokenizer of an arbitrary model, which changes with
+    PYTHONHASHSEED; here it is always the first one in the file.
+
+    Raises:
+        UntaxError: what mergekit says is wrong, or a method that it does not have.
+    """
+    from mergekit.config import MergeConfiguration
+    from mergekit.merge_methods.registry import registered_methods
+    from pydantic import ValidationError
+
+    class OrderedConfiguration(MergeConfiguration):
+        def referenced_models(self) -> list[Any]:
+            order = {str(model): position for position, model in enumerate(_in_order(self))}
+            return sorted(super().referenced_models(), key=lambda model: order[str(model)])
+
+    methods = [method.spec.name for method in registered_methods()]
+    if raw.get("merge_method") not in methods:
+        name = str(raw.get("merge_method"))
+        raise UntaxError(
+            f"mergekit has no merge method '{name}'. {near_names(name, methods)}",
+            where=f"{where}, key merge_method",
+            fix="Use one of the known methods.",
+        )
+    try:
+        return OrderedConfiguration.model_validate(with_plain_folders(raw))
+    except (ValidationError, RuntimeError) as error:
+        raise UntaxError(
+            f"mergekit refuses the configuration: {_first_line(error)}",
+            where=where,
+            fix="See mergekit's documentation of its YAML.",
+        ) from error
+
+
+def _in_order(config: MergeConfiguration) -> Iterator[Any]:
+    if config.base_model:
+        yield config.base_model
+    for model in config.models or []:
+        yield model.model
+    slices = list(config.slices or [])
+    for module in (config.modules or {}).values():
+        yield from (model.model for model in module.models or [])
+        slices += module.slices or []
+    for part in slices:
+        yield from (source.model for source in part.sources)
+
+
+def run(config: MergeConfiguration, options: MergeOptions, source: str, out: Path, *, where: object) -> list[str]:
+    """Merge with mergekit into ``out``; merged copies of adapters are made in a new folder beside it.
+
+    Returns:
+        Names of tensors of the inputs that mergekit does not know and left out, none of them changed by an adapter.
+
+    Raises:
+        UntaxError: the merge failed, or would have lost part of an adapter.
+    """
+    from mergekit.io.tasks import LoaderCache
+    from mergekit.merge import run_merge
+
+    cache = out.with_name(f"{out.name}.merged-adapters")
+    cache.mkdir()
+    # mergekit's cache of open models lives as long as the process, and its key is the path alone.
+    LoaderCache().loaders.clear()
+    whole = not (config.slices or config.modules)  # run_merge rewrites the configuration
+    references = config.referenced_models()
+    with _plain_errors(where):
+        options.apply_global_options()
+        if options.lora_merge_cache is not None and config.merge_method not in RANDOM_METHODS:
+            link_kept_copies(cache, references, options)
+        private = options.model_copy(update={"lora_merge_cache": str(cache)})
+        run_merge(config, str(out), options=private, config_source=source)
+        left_out = _left_out(references, out) if whole else {}
+    LoaderCache().loaders.clear()
+    return _refuse_lost_deltas(left_out)
+
+
+def _left_out(references: list[Any], out: Path) -> dict[str, str | None]:
+    """Tensors that an input has and the output has not: name -> the adapter that changed it, if one did."""
+    from mergekit.common import ModelReference
+    from mergekit.io.tasks import LoaderCache
+
+    from untax.merge.checks import check_model
+
+    written = check_model(out)
+    found: dict[str, str | None] = {}
+    for reference in references:
+        loader = LoaderCache().get(reference)
+        names = [name for name in loader.index.tensor_paths if name not in written]
+        base = LoaderCache().get(ModelReference(model=reference.model)) if names and reference.lora else None
+        for name in names:
+            changed = base is not None and not _equal(loader, base, name)
+            found[name] = str(reference.lora) if changed else found.get(name)
+    return found
+
+
+def _equal(one: Any, other: Any, name: str) -> bool:
+    if name not in other.index.tensor_paths:
+        # A tied output layer is written out by transformers, though the base stores it once.
+        return _is_copy(one, name)
+    return bool((one.get_tensor(name) == other.get_tensor(name)).all())
+
+
+def _is_copy(loader: Any, name: str) -> bool:
+    tensor = loader.get_tensor(name)
+    embedding = next((key for key in loader.index.tensor_paths if key.endswith("embed_tokens.weight")), None)
+    return embedding is not None and name == "lm_head.weight" and bool((loader.get_tensor(embedding) == tensor).all())
+
+
+def _refuse_lost_deltas(left_out: dict[str, str | None]) -> list[str]:
+    lost = {name: adapter for name, adapter in left_out.items() if adapter is not None}
+    if lost:
+        name, adapter = next(iter(lost.items()))
+        raise UntaxError(
+            f"mergekit would lose {len(lost)} tensors that an adapter changed and that it does not know: {name}.",
+            where=adapter,
+            fix="Train without that module, or merge the adapter with PEFT's merge_and_unload.",
+        )
+    return sorted(left_out)
+
+
+@contextlib.contextmanager
+def _plain_errors(where: object) -> Iterator[None]:
+    """An exception of mergekit, PEFT or transformers as one sentence; a full disk as such."""
+    try:
+        yield
+    except UntaxError:
+        raise
+    except Exception as error:
+        if _is_full_disk(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise UntaxError(
+            f"mergekit failed: {type(error).__name__}: {_first_line(error)}",
+            where=where,
+            fix="Run it again with `untax --debug merge ...` for the traceback.",
+        ) from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    # safetensors gives the system's error as text only.
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    """The message in one line; pydantic's without its first line, which only counts the errors."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "errors.pydantic.dev" not in line]
+    return " ".join(lines[1:] if "validation error" in (lines or [""])[0] else lines[:3]) or type(error).__name__
