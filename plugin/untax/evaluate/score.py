@@ -63,7 +63,7 @@ def score(
         raise UntaxError("The limit must be at least 1.", where="--limit", fix="Leave it out to score everything.")
     model_folder.check_model(model)
     inputs = _inputs(model, suite, limit)
-    if not force and _is_scored(results, suite, inputs):
+    if not force and is_scored(model, suite, results, limit=limit):
         say(f"{model}: already scored on {suite}, nothing to do (--force scores again).")
         return json.loads((results / f"{suite}.json").read_text(encoding="utf-8"))
     add_bos_token = suites.suite_adds_bos(suite)
@@ -91,9 +91,12 @@ def _inputs(model: str, suite: str, limit: int | None) -> dict[str, Any]:
     return {"model": digest_model(model), "tokenizer": tokenizer, "suite": suites.suite_digest(suite), "limit": limit}
 
 
-def _is_scored(results: Path, suite: str, inputs: dict[str, Any]) -> bool:
+def is_scored(model: str, suite: str, results: Path, *, limit: int | None = None) -> bool:
+    """Whether ``results`` holds the finished, unchanged scores of these weights on this suite."""
     manifest = read_manifest(results, manifest_name(suite))
-    return manifest is not None and manifest.get("inputs") == inputs and not changed_outputs(results, manifest)
+    if manifest is None or changed_outputs(results, manifest):
+        return False
+    return bool(manifest.get("inputs") == _inputs(model, suite, limit))
 
 
 def _run(
