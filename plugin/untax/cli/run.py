@@ -1,0 +1,43 @@
+"""``untax run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("run")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--jobs", type=click.IntRange(min=1), help="Commands at a time (default: one per GPU, or per core).")
+@click.option("--threads", type=click.IntRange(min=1), help="Threads of each command (default: 1 on a CPU).")
+@click.option("--dry-run", is_flag=True, help="Say what would run and why, and run nothing.")
+def command(folder: Path, jobs: int | None, threads: int | None, dry_run: bool) -> None:
+    """Run a run folder: disperse, train, merge and score what is not finished yet.
+
+    A second call continues where the first one stopped. Every step is an ordinary command that is printed and can be
+    typed by hand.
+    """
+    from untax.run.folder import ARMS_FILE, run_folder
+
+    if dry_run:
+        _show_plan(folder)
+        return
+    table = run_folder(folder, jobs=jobs, threads=threads)
+    if table:
+        click.echo(f"\n{table}\n\nThe numbers: {folder / ARMS_FILE}")
+
+
+def _show_plan(folder: Path) -> None:
+    from untax.recipes.plan import plan
+    from untax.recipes.spec import SPEC_NAME, read_spec
+    from untax.run.folder import check_files, todo
+
+    spec = read_spec(folder / SPEC_NAME)
+    expanded = plan(spec)
+    check_files(expanded, folder)
+    commands = {node.name: " ".join(node.command) for node in expanded.nodes}
+    due = todo(expanded, folder, spec.suite)
+    for name, reason in due:
+        click.echo(f"{name}: {commands[name]}   ({reason})")
+    click.echo(f"{len(due)} of {len(expanded.nodes)} nodes would run.")

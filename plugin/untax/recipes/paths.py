@@ -1,0 +1,47 @@
+"""Paths as a run folder sees them: local ones relative to it, hub ids as they are."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from untax.errors import UntaxError
+from untax.recipes.spec import RunSpec
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+DATA_SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".parquet", ".csv", ".arrow", ".txt")
+
+
+def seen_from_run(path: str, folder: Path, *, where: object) -> str:
+    """A path that the user typed, as seen from the run folder; a hub id or URL stays as it is.
+
+    Raises:
+        UntaxError: there is no such file, and it cannot be a hub id.
+    """
+    if Path(path).exists():
+        return os.path.relpath(Path(path).resolve(), folder.resolve())
+    if "://" in path or (HUB_ID.fullmatch(path) and not path.endswith(DATA_SUFFIXES)):
+        return path
+    raise UntaxError(
+        "There is no such file or folder, and it is no hub id.",
+        where=f"{where} {path}",
+        fix="Check the path; it is taken from the present folder.",
+    )
+
+
+def rebased(spec: RunSpec, old: Path, new: Path) -> RunSpec:
+    """A spec of folder ``old`` with its local paths as seen from folder ``new``."""
+    if old.resolve() == new.resolve():
+        return spec
+
+    def moved(path: str) -> str:
+        return os.path.relpath((old / path).resolve(), new.resolve()) if (old / path).exists() else path
+
+    def entries(listed: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+        return None if listed is None else [{**entry, "path": moved(entry["path"])} for entry in listed]
+
+    return spec.model_copy(
+        update={"base": moved(spec.base), "sft": entries(spec.sft), "preference": entries(spec.preference)}
+    )

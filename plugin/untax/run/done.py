@@ -1,0 +1,96 @@
+"""Whether a node is finished: its manifests are there, their outputs unchanged, their inputs what they are now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from untax.adapters.stored import ADAPTER_FILES
+from untax.errors import UntaxError
+from untax.evaluate.score import is_scored
+from untax.manifest import changed_outputs, digest_file, digest_files, digest_model, read_manifest
+from untax.recipes.graph import Node
+from untax.run.proof import missing_proof
+
+
+def unfinished(node: Node, folder: Path, suite: str | None) -> str | None:
+    """Why the node has to run, or None when it is finished.
+
+    Args:
+        node: the node.
+        folder: the run folder.
+        suite: the suite of score nodes.
+    """
+    for output in node.outputs:
+        reason = (
+            _unscored(node, folder, folder / output, suite) if node.kind == "score" else _unmade(node, folder, output)
+        )
+        if reason:
+            return f"{output}: {reason}"
+    return None
+
+
+def _unscored(node: Node, folder: Path, results: Path, suite: str | None) -> str | None:
+    model = next(model for model in node.command[2:] if Path(model).name == results.name)
+    local = folder / model
+    return None if is_scored(str(local) if local.is_dir() else model, str(suite), results) else "not scored yet"
+
+
+def _unmade(node: Node, folder: Path, name: str) -> str | None:
+    output = folder / name
+    manifest = read_manifest(output)
+    if manifest is None:
+        return "not made yet"
+    changed = changed_outputs(output, manifest)
+    if changed:
+        return f"{', '.join(changed)} was changed or removed"
+    if node.kind != "disperse" and (manifest.get("config") or {}).get("digest") != digest_file(
+        folder / str(node.config)
+    ):
+        return f"{node.config} was changed"
+    config = read_yaml(folder / str(node.config))
+    stale = [
+        key
+        for key, digest in manifest.get("inputs", {}).items()
+        if input_digest(key, config, folder) not in (digest, None)
+    ]
+    if stale:
+        return f"{', '.join(stale)} was changed"
+    return missing_proof(config, manifest) if node.kind in ("train", "disperse") else None
+
+
+def input_digest(key: str, config: dict[str, Any], folder: Path) -> str | None:
+    """The present digest of an input that a manifest names; None when it is not a thing of this machine."""
+    if key == "base":
+        key = str(config.get("base_model"))
+    path = folder / key.removeprefix("test_datasets/").removeprefix("datasets/")
+    if path.is_file():
+        return digest_file(path)
+    if (path / "adapter_config.json").is_file():
+        return digest_files(path, ADAPTER_FILES)
+    if path.is_dir():
+        return digest_model(path)
+    return "missing" if "outputs/" in key else None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A generated YAML as it stands on disk.
+
+    Raises:
+        UntaxError: it is missing or no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UntaxError(
+            "A YAML of this run folder is missing.",
+            where=path,
+            fix="Write it again: untax recipe --from untax.yaml -o . (in the run folder).",
+        ) from error
+    except yaml.YAMLError as error:
+        raise UntaxError(f"This is no YAML: {error}", where=path, fix="Correct the file.") from error
+    if not isinstance(content, dict):
+        raise UntaxError("This YAML holds no keys.", where=path, fix="Correct the file.")
+    return content

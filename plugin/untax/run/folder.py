@@ -1,0 +1,85 @@
+"""``untax run FOLDER``: the spec's graph, run where it is not finished, and the table at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from untax.errors import UntaxError
+from untax.recipes.graph import Plan
+from untax.recipes.plan import plan
+from untax.recipes.spec import SPEC_NAME, RunSpec, read_spec
+from untax.report.arms import arm_rows, format_table, write_arms
+from untax.run.done import read_yaml, unfinished
+from untax.run.local import STATE, Engine, Resources, resources
+from untax.run.lock import folder_lock
+from untax.run.screen import Screen
+
+ARMS_FILE = "results/arms.json"
+
+
+def run_folder(folder: Path, *, jobs: int | None = None, threads: int | None = None) -> str | None:
+    """Run what is not finished, and return the table of arms (None without scores).
+
+    Raises:
+        UntaxError: no recipe there, the folder is in use, or nodes failed.
+    """
+    spec = read_spec(folder / SPEC_NAME)
+    expanded = plan(spec)
+    check_files(expanded, folder)
+    limits = resources(spec.device, jobs=jobs, threads=threads)
+    with folder_lock(folder / STATE / "lock") as lock, Screen(len(expanded.nodes), folder) as screen:
+        _note_edited(expanded, folder, screen, limits)
+        Engine(expanded, folder, spec.suite, limits, screen, lock).run()
+    return table(spec, expanded, folder)
+
+
+def table(spec: RunSpec, expanded: Plan, folder: Path) -> str | None:
+    """Write ``results/arms.json`` and return the table, or None when the recipe names no suite."""
+    if spec.suite is None:
+        return None
+    base, *models = expanded.models
+    rows = arm_rows(
+        [(model.arm, model.scale, folder / model.results) for model in models], folder / base.results, spec.suite
+    )
+    write_arms(rows, folder / ARMS_FILE)
+    return format_table(rows)
+
+
+def todo(expanded: Plan, folder: Path, suite: str | None) -> list[tuple[str, str]]:
+    """(node, reason) for all that a run would do now; what waits for an unfinished node counts as well."""
+    due: dict[str, str] = {}
+    for node in expanded.nodes:
+        waits = [need for need in node.needs if need in due]
+        reason = f"after {', '.join(waits)}" if waits else unfinished(node, folder, suite)
+        if reason:
+            due[node.name] = reason
+    return list(due.items())
+
+
+def check_files(expanded: Plan, folder: Path) -> None:
+    """Every YAML of the plan is there, and writes inside the run folder.
+
+    Raises:
+        UntaxError: naming the file and key.
+    """
+    for node in expanded.nodes:
+        if node.config is None:
+            continue
+        content = read_yaml(folder / node.config)
+        if node.kind == "train" and content.get("output_dir") != node.outputs[0]:
+            raise UntaxError(
+                f"The training writes to {content.get('output_dir')!r}, but the run looks in {node.outputs[0]!r}.",
+                where=f"{folder / node.config}: output_dir",
+                fix=f"Set output_dir: {node.outputs[0]}.",
+            )
+
+
+def _note_edited(expanded: Plan, folder: Path, screen: Screen, limits: Resources) -> None:
+    edited = [name for name, text in expanded.files.items() if read_yaml(folder / name) != yaml.safe_load(text)]
+    if edited:
+        screen.say(f"These differ from what {SPEC_NAME} expands to and are run as they stand: {', '.join(edited)}")
+    where = f"GPUs {', '.join(map(str, limits.gpus))}" if limits.gpus else f"{limits.jobs} at a time on the CPU"
+    logs = folder / STATE / "logs"
+    screen.say(f"{len(expanded.nodes)} nodes in {folder}, {where}, {limits.threads} thread(s) each; logs in {logs}")

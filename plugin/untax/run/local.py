@@ -1,0 +1,182 @@
+"""The local engine: runs the nodes of a graph on this machine, several at a time, the longest chain first."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from untax.errors import UntaxError
+from untax.manifest import digest_json, read_manifest
+from untax.recipes.graph import Node, Plan
+from untax.run.done import unfinished
+from untax.run.process import Running, start
+from untax.run.screen import Screen
+
+STATE = ".untax"
+POLL_SECONDS = 0.1
+# Relative lengths, for the order only: a training dwarfs a merge.
+LENGTH = {"disperse": 1, "train": 10, "merge": 1, "score": 2}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the nodes may use.
+
+    Attributes:
+        jobs: commands at a time.
+        threads: threads of each, which its numbers may depend on.
+        gpus: ids that trainings and scorings take one each of; none on a CPU.
+    """
+
+    jobs: int
+    threads: int
+    gpus: tuple[int, ...] = ()
+
+
+@dataclass
+class Engine:
+    """One run of a graph."""
+
+    plan: Plan
+    folder: Path
+    suite: str | None
+    resources: Resources
+    screen: Screen
+    lock: IO[str]
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    running: list[Running] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Run everything that is not finished.
+
+        Raises:
+            UntaxError: nodes failed; those that do not need them were still run.
+            KeyboardInterrupt: after what was running has been stopped.
+        """
+        rank = chain_lengths(self.plan.nodes)
+        waiting = sorted(self.plan.nodes, key=lambda node: -rank[node.name])
+        try:
+            while waiting or self.running:
+                waiting = [node for node in waiting if not self._advance(node)]
+                self._collect()
+                self.screen.refresh(self.running)
+        finally:
+            for leftover in self.running:
+                leftover.stop()
+        if self.failed:
+            raise UntaxError(
+                "These nodes failed:\n  - "
+                + "\n  - ".join(f"{name}: {reason}" for name, reason in self.failed.items()),
+                where=self.folder,
+                fix="Mend the cause, then run the same command again: what is finished is kept.",
+            )
+
+    def _advance(self, node: Node) -> bool:
+        """Take a node off the waiting list if it can be: started, found finished, or out of reach."""
+        if any(need in self.failed for need in node.needs):
+            self.failed[node.name] = (
+                f"not run, since it needs {', '.join(need for need in node.needs if need in self.failed)}"
+            )
+            return True
+        if not self.done.issuperset(node.needs):
+            return False
+        reason = unfinished(node, self.folder, self.suite)
+        if reason is None:
+            self.done.add(node.name)
+            self.screen.kept(node)
+            return True
+        return self._start(node, reason)
+
+    def _start(self, node: Node, reason: str) -> bool:
+        gpu = self._free_gpu() if node.kind in ("train", "score") and self.resources.gpus else None
+        busy = bool(self.resources.gpus) and node.kind in ("train", "score") and gpu is None
+        if busy or len(self.running) >= self.resources.jobs:
+            return False
+        clear_outputs(node, self.folder)
+        log = self.folder / STATE / "logs" / f"{node.name}.log"
+        self.running.append(start(node, self.folder, log, threads=self.resources.threads, gpu=gpu, lock=self.lock))
+        self.screen.started(node, reason)
+        return True
+
+    def _free_gpu(self) -> int | None:
+        taken = {running.gpu for running in self.running}
+        return next((gpu for gpu in self.resources.gpus if gpu not in taken), None)
+
+    def _collect(self) -> None:
+        """Wait a moment, then settle what has ended."""
+        if self.running:
+            time.sleep(POLL_SECONDS)
+        for running in [running for running in self.running if running.process.poll() is not None]:
+            self.running.remove(running)
+            reason = self._judge(running)
+            if reason is None:
+                self.done.add(running.node.name)
+                self.screen.finished(running)
+            else:
+                self.failed[running.node.name] = reason
+                self.screen.failed(running, reason)
+
+    def _judge(self, running: Running) -> str | None:
+        """Why an ended node counts as failed: its exit code, or a manifest that does not prove its work."""
+        code = running.process.returncode
+        if code != 0:
+            return f"ended with exit code {code}; log: {running.log}"
+        reason = unfinished(running.node, self.folder, self.suite)
+        return None if reason is None else f"ended well, but {reason}; log: {running.log}"
+
+
+def chain_lengths(nodes: tuple[Node, ...]) -> dict[str, int]:
+    """For each node the length of the longest chain that begins with it: long chains start first."""
+    lengths: dict[str, int] = {}
+    for node in reversed(nodes):
+        after = [lengths[other.name] for other in nodes if node.name in other.needs]
+        lengths[node.name] = LENGTH[node.kind] + max(after, default=0)
+    return lengths
+
+
+def clear_outputs(node: Node, folder: Path) -> None:
+    """Make room for a node's outputs. A finished training that is being replaced is set aside, never deleted."""
+    if node.kind == "score":
+        return  # `untax eval` replaces single files itself
+    for name in node.outputs:
+        output = folder / name
+        if not output.exists():
+            continue
+        manifest = read_manifest(output) if node.kind == "train" else None
+        if manifest is not None:
+            aside = folder / STATE / "replaced" / f"{node.name}-{digest_json(manifest)[:8]}"
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(output, aside)
+        elif not any(output.glob("checkpoint-*")):
+            shutil.rmtree(output)
+
+
+def resources(device: str, *, jobs: int | None = None, threads: int | None = None) -> Resources:
+    """This machine's resources: a node per GPU, or a node per core with one thread each.
+
+    Threads are fixed, so that the same folder gives the same bytes however busy the machine is.
+    """
+    if device == "cuda":
+        gpus = visible_gpus()
+        return Resources(jobs or max(1, len(gpus)), threads or max(1, (os.cpu_count() or 1) // max(1, len(gpus))), gpus)
+    return Resources(jobs or max(1, min(os.cpu_count() or 1, _memory_gib() // 3)), threads or 1)
+
+
+def visible_gpus() -> tuple[int, ...]:
+    """The ids of the GPUs that trainings may use."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if listed:
+        return tuple(int(part) for part in listed.split(",") if part.strip().isdigit())
+    import torch
+
+    return tuple(range(torch.cuda.device_count()))
+
+
+def _memory_gib() -> int:
+    return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)

@@ -1,0 +1,63 @@
+"""What a training's manifest must prove: that the plugins its YAML asks for really acted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def missing_proof(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
+    """What the manifest fails to prove of the YAML, or None."""
+    if manifest["what"] == "assignment":
+        return _disperse_settings(config, manifest["disperse"])
+    return _cluster(config, manifest) or _penalty(config, manifest) or _trained(manifest)
+
+
+def _disperse_settings(config: dict[str, Any], section: dict[str, Any]) -> str | None:
+    wanted = {
+        "strategy": config.get("disperse_strategy", "random"),
+        "seed": config.get("disperse_seed", 42),
+        "clusters": config.get("disperse_clusters"),
+        "first_turn": bool(config.get("disperse_first_turn")),
+    }
+    differing = [
+        f"{key} {section.get(key)!r} instead of {value!r}" for key, value in wanted.items() if section.get(key) != value
+    ]
+    return f"it was made with {', '.join(differing)}" if differing else None
+
+
+def _cluster(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
+    if config.get("disperse_clusters") is None:
+        return None
+    section = manifest.get("disperse")
+    if section is None:
+        return "the manifest does not prove that DispersePlugin ran: all rows may have been trained on"
+    wanted = (config["disperse_clusters"], config.get("disperse_cluster"))
+    if (section["clusters"], section["cluster"]) != wanted:
+        trained = f"cluster {section['cluster']} of {section['clusters']}"
+        return f"{trained} was trained, and the YAML asks for {wanted[1]} of {wanted[0]}"
+    return None
+
+
+def _penalty(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
+    weight = config.get("delta_l1")
+    if not weight:
+        return None
+    section, steps = manifest.get("penalty"), manifest.get("training", {}).get("steps")
+    if section is None or not section.get("steps_penalised"):
+        return "the manifest does not prove that DeltaPenaltyPlugin ran: the delta was not penalised"
+    if section.get("l1") != weight:
+        return f"the penalty had lambda {section.get('l1')}, and the YAML asks for {weight}"
+    if section["steps_penalised"] + section.get("steps_before", 0) != steps:
+        return f"only {section['steps_penalised']} of {steps} steps were penalised"
+    return None
+
+
+def _trained(manifest: dict[str, Any]) -> str | None:
+    training = manifest.get("training", {})
+    if not training.get("steps"):
+        return "the manifest does not prove a single training step"
+    losses = [training.get("loss_first"), training.get("loss_last"), training.get("train_loss")]
+    if any(loss is not None and not math.isfinite(loss) for loss in losses):
+        return "the loss was NaN or infinite"
+    return None
