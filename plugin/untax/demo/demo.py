@@ -59,8 +59,10 @@ def demo_spec() -> RunSpec:
                     "field_chosen": "chosen",
                     "field_rejected": "rejected",
                     "prompt_format": ALPACA_PROMPT,
-                    "chosen_format": "{chosen}",
-                    "rejected_format": "{rejected}",
+                    # SFT tokenises a response apart, so it begins with a word-start token; DPO tokenises
+                    # prompt and response as one text, where only a space gives the same token.
+                    "chosen_format": " {chosen}",
+                    "rejected_format": " {rejected}",
                 },
             }
         ],

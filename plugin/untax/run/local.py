@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import graphlib
 import os
 import shutil
 import time
@@ -133,9 +134,10 @@ class Engine:
 def chain_lengths(nodes: tuple[Node, ...]) -> dict[str, int]:
     """For each node the length of the longest chain that begins with it: long chains start first."""
     lengths: dict[str, int] = {}
-    for node in reversed(nodes):
-        after = [lengths[other.name] for other in nodes if node.name in other.needs]
-        lengths[node.name] = LENGTH[node.kind] + max(after, default=0)
+    by_name = {node.name: node for node in nodes}
+    for name in reversed([*graphlib.TopologicalSorter({node.name: node.needs for node in nodes}).static_order()]):
+        after = [lengths[other.name] for other in nodes if name in other.needs]
+        lengths[name] = LENGTH[by_name[name].kind] + max(after, default=0)
     return lengths
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from untax.errors import UntaxError
 from untax.recipes.graph import Node
 
 STOP_SECONDS = 10.0
@@ -46,18 +48,30 @@ class Running:
 
 
 def start(node: Node, folder: Path, log: Path, *, threads: int, gpu: int | None, lock: IO[str]) -> Running:
-    """Start a node's command in the run folder; its output goes to ``log``."""
+    """Start a node's command in the run folder; its output goes to ``log``.
+
+    Raises:
+        UntaxError: the command is not installed.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         output.write(f"$ {' '.join(node.command)}\n".encode())
         output.flush()
+        variables = environment(threads, gpu)
+        program = shutil.which(node.command[0], path=variables["PATH"])
+        if program is None:
+            raise UntaxError(
+                f"The command '{node.command[0]}' of node {node.name} is not installed.",
+                where=f"PATH {variables['PATH']}",
+                fix="See `untax doctor`.",
+            )
         process = subprocess.Popen(
-            node.command,
+            (program, *node.command[1:]),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment(threads, gpu),
+            env=variables,
             start_new_session=True,
             pass_fds=(lock.fileno(),),
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,

@@ -93,7 +93,7 @@ def log_lines(log: Path) -> list[str]:
             text = handle.read().decode("utf-8", "replace")
     except OSError:
         return []
-    return [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines() if line.strip()]
+    return [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n") if line.strip()]
 
 
 def progress(log: Path) -> str:

@@ -1,0 +1,128 @@
+"""The graph and the YAMLs that a spec expands to."""
+
+from __future__ import annotations
+
+import graphlib
+from typing import Any
+
+import pytest
+import yaml
+
+from untax.demo.demo import demo_spec
+from untax.recipes.axolotl_yaml import dump
+from untax.recipes.graph import Plan
+from untax.recipes.plan import plan
+from untax.recipes.spec import check_spec
+
+
+def spec(arms: dict[str, Any], **more: Any):
+    content = {"base": "b", "device": "cpu", "sft": [{"path": "s.jsonl", "type": "alpaca"}], "arms": arms, **more}
+    content.setdefault("preference", [{"path": "p.jsonl"}])
+    content.setdefault("training", {"preference": {"rl": "dpo"}})
+    return check_spec(content, where="test")
+
+
+def names(expanded: Plan) -> list[str]:
+    return [node.name for node in expanded.nodes]
+
+
+def keys(expanded: Plan, name: str) -> dict[str, Any]:
+    return yaml.safe_load(expanded.files[name])
+
+
+def test_every_need_is_a_node_and_there_is_no_cycle():
+    expanded = plan(demo_spec())
+    graph = {node.name: node.needs for node in expanded.nodes}
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert sorted(order) == sorted(graph)
+
+
+def test_arms_share_what_they_have_in_common():
+    expanded = plan(demo_spec())
+    assert len(names(expanded)) == len(set(names(expanded)))
+    trainings = [node.name for node in expanded.nodes if node.kind == "train"]
+    assert sorted(trainings) == sorted(
+        ["sft", "cluster-0", "cluster-1", "cluster-2", "cluster-3", "sft-sparse", "dpo", "dpo-sequential"]
+    )
+
+
+def test_every_node_has_its_yaml_and_writes_where_the_graph_looks():
+    expanded = plan(demo_spec())
+    for node in expanded.nodes:
+        if node.kind == "train":
+            assert keys(expanded, str(node.config))["output_dir"] == node.outputs[0]
+        elif node.kind == "merge":
+            assert str(node.config) in expanded.files
+
+
+def test_clusters_differ_in_the_cluster_only():
+    expanded = plan(spec({"dtm": {"clusters": 3, "seed": 7}}))
+    clusters = [keys(expanded, f"recipes/cluster-{index}.yaml") for index in range(3)]
+    assert [one.pop("disperse_cluster") for one in clusters] == [0, 1, 2]
+    assert [one.pop("output_dir") for one in clusters] == [f"outputs/cluster-{index}" for index in range(3)]
+    assert clusters[0] == clusters[1] == clusters[2]
+    assert clusters[0]["disperse_seed"] == 7
+    assert clusters[0]["plugins"] == ["untax.DispersePlugin"]
+
+
+def test_sparse_sft_differs_from_sft_in_the_penalty_only():
+    expanded = plan(spec({"vanilla": {}, "paft": {"delta_l1": 0.001}}))
+    sft, sparse = keys(expanded, "recipes/sft.yaml"), keys(expanded, "recipes/sft-sparse.yaml")
+    assert sparse.pop("delta_l1") == 0.001
+    for one in (sft, sparse):
+        del one["plugins"], one["output_dir"]
+    assert sft == sparse
+
+
+def test_first_turn_needs_its_plugin_in_every_sft():
+    expanded = plan(spec({"vanilla": {}, "paft": {}, "dtm": {}}, first_turn=True))
+    for name in ("sft", "sft-sparse", "cluster-0"):
+        content = keys(expanded, f"recipes/{name}.yaml")
+        assert content["disperse_first_turn"] is True
+        assert content["plugins"].count("untax.DispersePlugin") == 1
+        assert ("untax.DeltaPenaltyPlugin" in content["plugins"]) == (name == "sft-sparse")
+
+
+def test_sequential_starts_from_the_sft_result():
+    expanded = plan(spec({"sequential": {}}))
+    assert keys(expanded, "recipes/dpo-sequential.yaml")["base_model"] == "outputs/vanilla"
+    needs = {node.name: node.needs for node in expanded.nodes}
+    assert needs["dpo-sequential"] == ("vanilla",)
+    assert set(needs["sequential"]) == {"vanilla", "dpo-sequential"}
+    assert [model.arm for model in expanded.models] == ["base", "sequential"]
+
+
+def test_merges_are_named_by_method_until_arms_mix():
+    alone = plan(spec({"vanilla": {}, "dtm": {"merge": ["average", "ties"], "scales": [1, 0.5]}}))
+    assert {"average", "average-0.5", "ties", "ties-0.5"} < set(names(alone))
+    mixed = plan(spec({"dtm": {"merge": ["average", "ties"]}, "paft": {"merge": ["ties"]}}))
+    assert {"dtm", "dtm-ties", "paft-ties"} < set(names(mixed))
+
+
+def test_header_says_purpose_prerequisite_and_launch_command():
+    for name, text in plan(demo_spec(), folder="demo-run").files.items():
+        header = [line for line in text.splitlines() if line.startswith("#")]
+        tool = "axolotl train" if name.startswith("recipes/") else "mergekit-yaml"
+        assert any(line.startswith("# Needs: ") for line in header)
+        assert any(line.startswith(f"# Run:   cd demo-run && {tool} {name}") for line in header)
+
+
+def test_device_decides_precision_and_kernels():
+    cpu, cuda = (keys(plan(spec({"vanilla": {}}, device=device)), "recipes/sft.yaml") for device in ("cpu", "cuda"))
+    assert (cpu["bf16"], cpu["lora_mlp_kernel"]) == (False, False)
+    assert cuda["bf16"] == "auto"
+    assert "lora_mlp_kernel" not in cuda
+
+
+def test_own_settings_win_and_carry_no_paper():
+    text = plan(
+        spec({"vanilla": {}}, settings="dtm", training={"sft": {"lora_r": 8, "lora_alpha": 16, "bf16": True}})
+    ).files["recipes/sft.yaml"]
+    assert "lora_r: 8\n" in text
+    assert "lora_alpha: 16  # DTM table 10" in text
+    assert yaml.safe_load(text)["bf16"] is True
+
+
+@pytest.mark.parametrize("value", [1e-4, 3e-5, 5e-6, 1e-12, 0.0, 0.1, 2.0, 123456.5, 1e300, 1e-300, float("inf")])
+def test_numbers_are_read_back_as_numbers(value: float):
+    assert yaml.safe_load(dump({"x": value})) == {"x": value}

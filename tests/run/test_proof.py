@@ -1,0 +1,61 @@
+"""What a manifest must prove of the YAML that was run."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from untax.run.proof import missing_proof
+
+CONFIG = {"disperse_clusters": 4, "disperse_cluster": 1, "delta_l1": 0.001}
+MANIFEST = {
+    "what": "adapter",
+    "training": {"steps": 10, "loss_first": 3.0, "loss_last": 2.0, "train_loss": 2.5},
+    "disperse": {"clusters": 4, "cluster": 1},
+    "penalty": {"l1": 0.001, "steps_penalised": 10},
+}
+
+
+def test_a_manifest_that_proves_everything():
+    assert missing_proof(CONFIG, MANIFEST) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("disperse",), None, "DispersePlugin"),
+        (("disperse", "cluster"), 0, "cluster 0 of 4 was trained"),
+        (("penalty",), None, "DeltaPenaltyPlugin"),
+        (("penalty", "l1"), 0.01, "lambda 0.01"),
+        (("penalty", "steps_penalised"), 9, "9 of 10"),
+        (("penalty", "steps_penalised"), 0, "DeltaPenaltyPlugin"),
+        (("training",), None, "not prove a single training step"),
+        (("training", "loss_last"), float("nan"), "NaN"),
+        (("training", "train_loss"), float("inf"), "infinite"),
+    ],
+)
+def test_what_is_not_proven_is_said(path, value, said):
+    manifest = copy.deepcopy(MANIFEST)
+    *parents, last = path
+    section = manifest
+    for parent in parents:
+        section = section[parent]
+    if value is None:
+        del section[last]
+    else:
+        section[last] = value
+    config = CONFIG if path != ("training",) else {}
+    assert said in (missing_proof(config, manifest) or "")
+
+
+def test_a_plain_training_needs_no_plugins():
+    assert missing_proof({}, {"what": "adapter", "training": MANIFEST["training"]}) is None
+
+
+def test_an_assignment_must_have_the_settings_of_the_yaml():
+    section = {"strategy": "random", "seed": 42, "clusters": 4, "first_turn": False}
+    config = {"disperse_clusters": 4, "disperse_cluster": 0}
+    assert missing_proof(config, {"what": "assignment", "disperse": section}) is None
+    changed = missing_proof(config, {"what": "assignment", "disperse": {**section, "seed": 7}})
+    assert changed == "it was made with seed 7 instead of 42"
