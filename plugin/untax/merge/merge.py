@@ -16,6 +16,11 @@ from untax.merge import checks, place
 from untax.merge.references import Reference, read_references
 
 _SCRATCH = ".scratch"
+# Options that change how a merge is made and shown, not what comes out.
+_WITHOUT_EFFECT = (
+    *("--quiet", "--no-quiet", "-v", "--lora-merge-cache", "--transformers-cache"),
+    *("--num-threads", "--write-threads", "--async-write", "--no-async-write"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ def merge(
     checks.check_inputs(config.references, same_base=not crimes)
     identity = {
         "config": {"path": str(config.path), "digest": digest_bytes(config.text.encode())},
-        "options": sorted(arguments),
+        "options": sorted(argument for argument in arguments if not argument.startswith(_WITHOUT_EFFECT)),
         "inputs": checks.input_digests(config.references),
     }
     if place.is_done(out, identity, force=force):
@@ -108,10 +113,13 @@ def _merge(
 ) -> None:
     from untax.merge import engine
     from untax.merge.adapter_keys import check_keys
+    from untax.merge.parameters import check_parameters
 
     engine.import_quietly()
     options = engine.read_options(arguments)
     validated = engine.read_config(config.raw, where=config.path)
+    for note in check_parameters(validated, where=config.path):
+        say(f"Note: {note}")
     problems: list[UntaxError] = []
     for reference in config.references:
         if reference.adapter is not None:

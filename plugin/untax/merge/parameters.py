@@ -1,0 +1,49 @@
+"""The parameters of a merge method: which one mergekit would miss only after hours of copying, and which it ignores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from untax.errors import UntaxError, near_names
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
+
+
+def check_parameters(config: MergeConfiguration, *, where: object) -> list[str]:
+    """Look for every required parameter of the method in a configuration with ``models:``.
+
+    Returns:
+        A sentence for each parameter that is given but that the method does not have: mergekit ignores it.
+
+    Raises:
+        UntaxError: a required parameter is missing.
+    """
+    from mergekit.merge_methods.registry import get
+
+    spec = get(config.merge_method).spec
+    everywhere = set(config.parameters or {})
+    given = {model.model: set(model.parameters or {}) for model in config.models or []}
+    for parameter in spec.parameters:
+        if parameter.required and parameter.name not in everywhere:
+            _refuse_missing(parameter, given, config.base_model, where)
+    known = [parameter.name for parameter in spec.parameters]
+    unknown = sorted(everywhere.union(*given.values()) - set(known))
+    return [f"{spec.name} has no parameter '{name}' and ignores it. {near_names(name, known)}" for name in unknown]
+
+
+def _refuse_missing(parameter: Any, given: dict[Any, set[str]], base: Any, where: object) -> None:
+    if parameter.scope == "shared":
+        lacking = [] if not given else ["the merge"]
+    else:
+        lacking = [str(model) for model, names in given.items() if parameter.name not in names and model != base]
+        # mergekit adds base_model to the inputs; `linear` then wants a weight for it too.
+        if given and base is not None and parameter.scope == "input" and parameter.name not in given.get(base, set()):
+            lacking.append(f"base_model {base}")
+    if lacking:
+        raise UntaxError(
+            f"The method needs the parameter '{parameter.name}' for {', '.join(lacking)}.",
+            where=where,
+            fix=f"Give it under `parameters:`. If base_model is no part of the merge, list it with {parameter.name} 0"
+            " or leave base_model out.",
+        )
