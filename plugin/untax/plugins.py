@@ -28,7 +28,7 @@ def manager() -> pluggy.PluginManager:
         raise UntaxError(
             f"A plugin implements a hook that untax does not have: {error}.",
             where=getattr(error.plugin, "__name__", error.plugin),
-            fix="Rename its function; `untax plugins` lists the hooks.",
+            fix=f"Compare it with the hooks and their arguments in untax.hookspecs: {', '.join(hook_names())}.",
         ) from error
     except ImportError as error:
         raise UntaxError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
+from typing import NoReturn
 
 import click
 
@@ -66,9 +68,10 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 an error to mend, 130 interrupted."""
     try:
-        cli.main(standalone_mode=False)
+        # Without standalone mode click returns the code of an Exit instead of ending with it.
+        code = cli.main(standalone_mode=False)
     except UntaxError as error:
-        _fail(str(error), error)
+        _fail(error)
     except click.exceptions.Abort:
         click.echo("untax: interrupted", err=True)
         sys.exit(130)
@@ -78,12 +81,13 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+    if code:
+        sys.exit(code)
 
 
-def _fail(message: str, error: Exception) -> None:
+def _fail(error: UntaxError) -> NoReturn:
     if os.environ.get("UNTAX_DEBUG"):
-        raise error
-    click.echo(f"untax: error: {message}", err=True)
+        traceback.print_exception(error)
+    else:
+        click.echo(f"untax: error: {error}", err=True)
     sys.exit(2)
