@@ -40,6 +40,7 @@ class DispersePlugin(UntaxPlugin):
         """Rewrite ``cfg.datasets`` to the asked-for cluster; Axolotl loads what it names."""
         settings = read_settings(cfg, where=self.config_path(cfg))
         if not settings.active:
+            self.separate_prepared_data(cfg)
             return
         corpus = read_corpus(cfg)
         given = settings.assignment
@@ -48,6 +49,7 @@ class DispersePlugin(UntaxPlugin):
         cfg.datasets = rewritten(corpus, assignment.files(cluster))
         if settings.first_turn and cfg.test_datasets:
             cfg.test_datasets = _first_turn_tests(cfg)
+        self.separate_prepared_data(cfg)
         self._report(cfg, settings, assignment, cluster)
 
     def _report(self, cfg: DictDefault, settings: DisperseSettings, assignment: Assignment, cluster: int) -> None:

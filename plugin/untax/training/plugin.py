@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import sys
 import weakref
@@ -17,7 +18,8 @@ from axolotl.utils.logging import get_logger
 from untax.data.corpus import check_entries
 from untax.errors import UntaxError
 from untax.manifest import MANIFEST_NAME
-from untax.training.keys import check_plugins
+from untax.training.keys import check_plugins, needed_plugins
+from untax.training.prepared import separate_prepared_data
 from untax.training.record import TrainingRecord, effective_seed
 
 LOG = get_logger("axolotl.untax.training")
@@ -72,6 +74,18 @@ class UntaxPlugin(BasePlugin):
         """Raise UntaxError if this plugin's keys are wrong."""
 
     @plain_errors
+    def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> None:
+        """Let no cache of an earlier content of the datasets be read; dispersal does so after its own rewriting."""
+        if "untax.DispersePlugin" not in needed_plugins(cfg):
+            self.separate_prepared_data(cfg)
+
+    def separate_prepared_data(self, cfg: DictDefault) -> None:
+        """Make ``dataset_prepared_path`` the datasets' own, once, whichever plugins are listed."""
+        if not self.record().prepared:
+            separate_prepared_data(cfg)
+            self.record().prepared = True
+
+    @plain_errors
     def pre_model_load(self, cfg: DictDefault) -> None:
         """A manifest from an earlier training must not vouch for the coming one."""
         if _is_main_process():
@@ -89,6 +103,11 @@ class UntaxPlugin(BasePlugin):
     def post_trainer_create(self, cfg: DictDefault, trainer: Any) -> None:
         """Remember the trainer until its state has the numbers."""
         self.record().sections["training"] = {"trainer": weakref.ref(trainer)}
+        if cfg.rl:
+            # Axolotl's DPO trainer collects garbage after every micro-batch, most of its time on a small model.
+            # What is alive by now stays alive until the end and need not be looked at again.
+            gc.collect()
+            gc.freeze()
 
     @plain_errors
     def post_train(self, cfg: DictDefault, model: Any) -> None:

@@ -22,11 +22,13 @@ class TrainingRecord:
     Attributes:
         started: ``time.time()`` when Axolotl registered the first plugin.
         sections: the manifest's sections by name.
+        prepared: whether the prepared data's path was made the datasets' own.
         written: whether the manifest has been written.
     """
 
     started: float = field(default_factory=time.time)
     sections: dict[str, Any] = field(default_factory=dict)
+    prepared: bool = False
     written: bool = False
 
     def write(self, cfg: Any) -> None:
