@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from untax.errors import UntaxError
 from untax.manifest import write_manifest
-from untax.report.arms import arm_rows, format_table, tax_at_gain, write_arms
+from untax.report.arms import (
+    arm_rows,
+    cheaper_at_equal_gain,
+    format_table,
+    reference_curve,
+    tax_at_gain,
+    write_arms,
+)
 
 KEYS = [
     *("arm", "scale", "gain", "gain_stderr", "preference", "preference_stderr", "tax", "tax_stderr", "digest"),
@@ -103,16 +110,38 @@ CURVE = [(5.0, 0.0), (4.0, 0.1), (3.0, 0.4)]
 
 
 def test_interpolation_by_hand() -> None:
-    assert tax_at_gain(4.5, CURVE) == pytest.approx(0.05)
-    assert tax_at_gain(3.25, CURVE) == pytest.approx(0.325)
+    assert tax_at_gain(4.5, CURVE) == pytest.approx(0.1 / 4)
+    assert tax_at_gain(3.25, CURVE) == pytest.approx((0.1**0.5 * 0.25 + 0.4**0.5 * 0.75) ** 2)
     assert [tax_at_gain(gain, CURVE) for gain, _ in CURVE] == pytest.approx([tax for _, tax in CURVE])
     assert tax_at_gain(5.1, CURVE) is None
     assert tax_at_gain(2.9, CURVE) is None
     assert tax_at_gain(4.0, []) is None
 
 
+@given(st.floats(0.1, 3), st.floats(0.01, 1), st.lists(st.floats(0.05, 1), min_size=1, max_size=4), st.floats(0, 1))
+def test_a_tax_that_grows_with_the_square_of_the_step_is_found_exactly(
+    slope: float, curvature: float, scales: list[float], place: float
+) -> None:
+    curve = [(5 - slope * scale, curvature * scale**2) for scale in sorted({0.0, *scales})]
+    step = place * max(scales)
+    assert tax_at_gain(5 - slope * step, curve) == pytest.approx(curvature * step**2, rel=1e-6, abs=1e-9)
+
+
+def test_a_tax_below_zero_is_noise() -> None:
+    assert tax_at_gain(4.5, [(5.0, 0.0), (4.0, -0.001), (3.0, 0.4)]) == 0.0
+
+
+def test_cheaper_at_equal_gain() -> None:
+    rows = [row("base", 0.0, 5.0, 0.0), row("vanilla", 1.0, 3.0, 0.4), row("dtm", 1.0, 4.0, 0.03)]
+    curve = reference_curve(rows)
+    assert curve == [(5.0, 0.0), (3.0, 0.4)]
+    assert cheaper_at_equal_gain(rows[2], curve) == pytest.approx(0.1 - 0.03)
+    assert cheaper_at_equal_gain(row("strong", 1.0, 2.0, 0.1), curve) is None
+    assert reference_curve(rows[:1]) == []
+
+
 def test_a_curve_that_turns_back_gives_its_lowest_tax() -> None:
-    assert tax_at_gain(4.5, [(5.0, 0.0), (4.0, 0.2), (5.0, 0.8)]) == pytest.approx(0.1)
+    assert tax_at_gain(4.5, [(5.0, 0.0), (4.0, 0.2), (5.0, 0.8)]) == pytest.approx(0.05)
 
 
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=2, max_size=6), st.floats(0, 9))
@@ -140,7 +169,7 @@ def test_table() -> None:
     assert len({len(line) for line in lines}) == 1
     assert lines[0].endswith("vanilla's tax at this gain")
     assert [line.split()[0] for line in lines[1:]] == ["base", "vanilla", "vanilla", "dtm", "strong"]
-    assert lines[4].endswith(" 0.250")
+    assert lines[4].endswith(" 0.225")
     assert lines[4].count("+-") == 3
     assert lines[5].endswith(" ")  # beyond vanilla's range
 

@@ -22,5 +22,4 @@ def command(out: Path, jobs: int | None) -> None:
     from untax.run.folder import run_folder
 
     prepare(out)
-    table = run_folder(out, jobs=jobs)
-    click.echo(summary(out, str(table)))
+    click.echo(summary(out, run_folder(out, jobs=jobs) or []))

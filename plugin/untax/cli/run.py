@@ -18,14 +18,15 @@ def command(folder: Path, jobs: int | None, threads: int | None, dry_run: bool) 
     A second call continues where the first one stopped. Every step is an ordinary command that is printed and can be
     typed by hand.
     """
+    from untax.report.arms import format_table
     from untax.run.folder import ARMS_FILE, run_folder
 
     if dry_run:
         _show_plan(folder)
         return
-    table = run_folder(folder, jobs=jobs, threads=threads)
-    if table:
-        click.echo(f"\n{table}\n\nThe numbers: {folder / ARMS_FILE}")
+    rows = run_folder(folder, jobs=jobs, threads=threads)
+    if rows:
+        click.echo(f"\n{format_table(rows)}\n\nThe numbers: {folder / ARMS_FILE}")
 
 
 def _show_plan(folder: Path) -> None:

@@ -67,7 +67,7 @@ def demo_spec() -> RunSpec:
             }
         ],
         "arms": {
-            "vanilla": {"scales": SCALES},
+            "vanilla": {"scales": [*SCALES, 0.25]},  # the curve that the others are compared with
             "dtm": {"clusters": 4, "merge": ["average"], "scales": SCALES},
             "paft": {"delta_l1": 3e-4, "merge": ["ties"], "scales": SCALES},
             "sequential": {},

@@ -92,11 +92,15 @@ def write_arms(rows: Sequence[Row], path: Path) -> None:
 
 
 def tax_at_gain(gain: float, curve: Sequence[tuple[float, float]]) -> float | None:
-    """The tax that a reference pays for ``gain``: straight lines between its points, in the order of their scales.
+    """The tax that a reference pays for ``gain``, between its measured scales.
+
+    Near the base the tax grows with the square of the step (it estimates a KL divergence) while the gain grows with
+    the step itself. So the square root of the tax is interpolated linearly in gain; a straight line between the points
+    would charge the reference too much and flatter every arm that is compared with it.
 
     Args:
         gain: NLL per token.
-        curve: (gain, tax) of the reference from scale 0 (the base) upwards.
+        curve: (gain, tax) of the reference from scale 0 (the base) upwards; a tax below 0 is noise and counts as 0.
 
     Returns:
         the lowest tax at which the curve has this gain; None where it never has.
@@ -104,9 +108,22 @@ def tax_at_gain(gain: float, curve: Sequence[tuple[float, float]]) -> float | No
     taxes = []
     for (gain_a, tax_a), (gain_b, tax_b) in itertools.pairwise(curve):
         if min(gain_a, gain_b) <= gain <= max(gain_a, gain_b):
+            root_a, root_b = math.sqrt(max(tax_a, 0.0)), math.sqrt(max(tax_b, 0.0))
             share = 0.0 if gain_a == gain_b else (gain - gain_a) / (gain_b - gain_a)
-            taxes.append(tax_a + share * (tax_b - tax_a))
+            taxes.append((root_a + share * (root_b - root_a)) ** 2)
     return min(taxes, default=None)
+
+
+def reference_curve(rows: Sequence[Row], reference: str = "vanilla") -> list[tuple[float, float]]:
+    """(gain, tax) of the base and of the reference arm at each of its scales, from the base upwards."""
+    points = sorted((row for row in rows if row["arm"] in ("base", reference)), key=lambda row: row["scale"])
+    return [(row["gain"], row["tax"]) for row in points] if len(points) > 1 else []
+
+
+def cheaper_at_equal_gain(row: Row, curve: Sequence[tuple[float, float]]) -> float | None:
+    """How much less tax an arm pays than the reference at the arm's gain; None where the reference never has it."""
+    paid = tax_at_gain(row["gain"], curve)
+    return None if paid is None else paid - row["tax"]
 
 
 def format_table(rows: Sequence[Row], reference: str = "vanilla") -> str:
@@ -115,9 +132,8 @@ def format_table(rows: Sequence[Row], reference: str = "vanilla") -> str:
     An arm wins at equal gain where its tax is below that column.
     """
     ordered = sorted(rows, key=lambda row: row["arm"] != "base")
-    points = [row for row in ordered if row["arm"] in ("base", reference)]
-    curve = [(row["gain"], row["tax"]) for row in sorted(points, key=lambda row: row["scale"])]
-    lines = [HEADER, *(_cells(row, curve if len(curve) > 1 else []) for row in ordered)]
+    curve = reference_curve(rows, reference)
+    lines = [HEADER, *(_cells(row, curve) for row in ordered)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     return "\n".join(
         "  ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(pairs))

@@ -10,7 +10,7 @@ from untax.errors import UntaxError
 from untax.recipes.graph import Plan
 from untax.recipes.plan import plan
 from untax.recipes.spec import SPEC_NAME, RunSpec, read_spec
-from untax.report.arms import arm_rows, format_table, write_arms
+from untax.report.arms import Row, arm_rows, write_arms
 from untax.run.done import read_yaml, unfinished
 from untax.run.local import STATE, Engine, Resources, resources
 from untax.run.lock import folder_lock
@@ -19,8 +19,8 @@ from untax.run.screen import Screen
 ARMS_FILE = "results/arms.json"
 
 
-def run_folder(folder: Path, *, jobs: int | None = None, threads: int | None = None) -> str | None:
-    """Run what is not finished, and return the table of arms (None without scores).
+def run_folder(folder: Path, *, jobs: int | None = None, threads: int | None = None) -> list[Row] | None:
+    """Run what is not finished, and return the rows of the table of arms (None without scores).
 
     Raises:
         UntaxError: no recipe there, the folder is in use, or nodes failed.
@@ -35,8 +35,8 @@ def run_folder(folder: Path, *, jobs: int | None = None, threads: int | None = N
     return table(spec, expanded, folder)
 
 
-def table(spec: RunSpec, expanded: Plan, folder: Path) -> str | None:
-    """Write ``results/arms.json`` and return the table, or None when the recipe names no suite."""
+def table(spec: RunSpec, expanded: Plan, folder: Path) -> list[Row] | None:
+    """Write ``results/arms.json`` and return its rows, or None when the recipe names no suite."""
     if spec.suite is None:
         return None
     base, *models = expanded.models
@@ -44,7 +44,7 @@ def table(spec: RunSpec, expanded: Plan, folder: Path) -> str | None:
         [(model.arm, model.scale, folder / model.results) for model in models], folder / base.results, spec.suite
     )
     write_arms(rows, folder / ARMS_FILE)
-    return format_table(rows)
+    return rows
 
 
 def todo(expanded: Plan, folder: Path, suite: str | None) -> list[tuple[str, str]]:
