@@ -28,7 +28,7 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-@click.command("doctor")
+@click.command("doctor", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("recipes", nargs=-1, type=click.Path(path_type=Path))
 def command(recipes: tuple[Path, ...]) -> None:
     """Say what of this environment is ready, and how to mend what is not.

@@ -29,14 +29,12 @@ def _with_value_options(command: Any) -> Any:
 
 @click.command(
     "merge",
-    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]},
+    context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]},
 )
-@click.argument("config_file", type=click.Path(path_type=Path))
-@click.argument("out_path", type=click.Path(path_type=Path))
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG_FILE OUT_PATH")
 @click.option("--force", is_flag=True, help="Replace what OUT_PATH holds, once the merge is done.")
 @_with_value_options
-@click.pass_context
-def command(context: click.Context, /, config_file: Path, out_path: Path, force: bool, **values: str | None) -> None:
+def command(arguments: tuple[str, ...], force: bool, **values: str | None) -> None:
     """Merge the models and adapters that a mergekit YAML names into the folder OUT_PATH.
 
     Takes mergekit-yaml's YAML and every option of `mergekit-yaml --help` (such as --cuda, --lora-merge-dtype,
@@ -52,6 +50,10 @@ def command(context: click.Context, /, config_file: Path, out_path: Path, force:
     """
     from untax.merge.merge import merge
 
+    paths = [argument for argument in arguments if not argument.startswith("-")]
+    if len(paths) != 2:
+        raise click.UsageError(f"Two paths are needed, CONFIG_FILE and OUT_PATH; got {len(paths)}: {' '.join(paths)}")
     given = [f"{VALUE_OPTIONS[name][0]}={value}" for name, value in values.items() if value is not None]
-    if merge(config_file, out_path, [*given, *context.args], force=force, say=click.echo):
-        click.echo(f"Merged into {out_path}")
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    if merge(Path(paths[0]), Path(paths[1]), [*given, *flags], force=force, say=click.echo):
+        click.echo(f"Merged into {paths[1]}")

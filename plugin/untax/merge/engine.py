@@ -136,7 +136,7 @@ def run(config: MergeConfiguration, options: MergeOptions, source: str, out: Pat
     LoaderCache().loaders.clear()
     whole = not (config.slices or config.modules)  # run_merge rewrites the configuration
     references = config.referenced_models()
-    with _plain_errors(where):
+    with plain_errors(where):
         options.apply_global_options()
         if options.lora_merge_cache is not None and config.merge_method not in RANDOM_METHODS:
             link_kept_copies(cache, references, options)
@@ -192,7 +192,7 @@ def _refuse_lost_deltas(left_out: dict[str, str | None]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _plain_errors(where: object) -> Iterator[None]:
+def plain_errors(where: object) -> Iterator[None]:
     """An exception of mergekit, PEFT or transformers as one sentence; a full disk as such."""
     try:
         yield

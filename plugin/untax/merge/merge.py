@@ -75,7 +75,7 @@ def merge(
     Args:
         config_path: the YAML.
         out: the folder to make.
-        arguments: further options, as mergekit-yaml takes them.
+        arguments: further options of mergekit-yaml, each as one string: ``--random-seed=3``, ``--cuda``.
         force: replace what ``out`` holds, once the merge is done.
         say: called with each sentence for the user.
 

@@ -1,0 +1,217 @@
+"""Bad inputs: each a clear error that names the file, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_models import Config, linear, make_adapter, make_base, relative_error, untax_merge, weights
+
+from untax.errors import UntaxError
+
+
+def refused(config: Path, out: Path, *arguments: str) -> str:
+    before = sorted(out.parent.iterdir())
+    with pytest.raises(UntaxError) as error:
+        untax_merge(config, out, *arguments)
+    assert sorted(out.parent.iterdir()) == before
+    return str(error.value)
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def rewrite(adapter: Path, **tensors: object) -> None:
+    """Save the adapter again with tensors added, replaced, or (None) left out."""
+    from safetensors.torch import load_file, save_file
+
+    path = adapter / "adapter_model.safetensors"
+    changed = {**load_file(path), **{key.replace("__", "."): value for key, value in tensors.items()}}
+    save_file({key: value for key, value in changed.items() if value is not None}, path)
+
+
+Q_PROJ = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+def test_several_problems_are_named_at_once(own_models: Path, config: Config, tmp_path: Path) -> None:
+    (own_models / "a0/adapter_config.json").unlink()
+    weights_file = own_models / "a1/adapter_model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-100])
+    message = refused(config(**linear(own_models)), tmp_path / "out")
+    assert "2 things are wrong" in message
+    assert "no adapter_config.json" in message
+    assert f"{weights_file}" in message
+    assert "cut off" in message
+
+
+def test_pickled_weights_are_refused(own_models: Path, config: Config, tmp_path: Path) -> None:
+    (own_models / "a0/adapter_model.safetensors").rename(own_models / "a0/adapter_model.bin")
+    assert "pickle" in refused(config(**linear(own_models)), tmp_path / "out")
+    shutil.copytree(own_models / "base", own_models / "pickled")
+    (own_models / "pickled/model.safetensors").rename(own_models / "pickled/pytorch_model.bin")
+    models = [{"model": str(own_models / "pickled"), "parameters": {"weight": 1}}]
+    assert "pickle" in refused(config(merge_method="linear", models=models), tmp_path / "out")
+
+
+def test_nan_is_named(own_models: Path, config: Config, tmp_path: Path) -> None:
+    import torch
+
+    rewrite(own_models / "a1", **{f"{Q_PROJ}.lora_B.weight": torch.full((32, 4), float("nan"))})
+    message = refused(config(**linear(own_models)), tmp_path / "out")
+    assert f"NaN or infinity in {Q_PROJ}.lora_B.weight" in message
+
+
+def test_missing_folder_and_missing_shard(own_models: Path, config: Config, tmp_path: Path) -> None:
+    keys = linear(own_models)
+    shutil.rmtree(own_models / "a1")
+    assert "no such model folder" in refused(config(**keys), tmp_path / "out")
+    (own_models / "base/model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (own_models / "base/model.safetensors.index.json").write_text(json.dumps(index))
+    assert "model-00001-of-00002.safetensors is missing" in refused(config(**keys), tmp_path / "out")
+
+
+def test_base_that_the_adapter_was_not_trained_on(own_models: Path, config: Config, tmp_path: Path) -> None:
+    other = make_base(own_models / "other", own_models / "base", seed=1)
+    models = [{"model": f"{other}+{own_models / 'a0'}", "parameters": {"weight": 1.0}}]
+    path = config(merge_method="linear", models=models)
+    assert "trained on another base" in refused(path, tmp_path / "out")  # by content: the folder of its config is there
+    edit_json(own_models / "a0/adapter_config.json", base_model_name_or_path="some/model")
+    assert "trained on another base (some/model)" in refused(path, tmp_path / "out")  # by name
+    edit_json(own_models / "a0/adapter_config.json", base_model_name_or_path="some/Other")
+    untax_merge(path, tmp_path / "by-name")
+    manifest = {"outputs": {}, "inputs": {"base": "0" * 64}}
+    (own_models / "a0/untax.json").write_text(json.dumps(manifest))
+    assert "trained on another base" in refused(path, tmp_path / "out")  # by the manifest's digest, whatever the name
+    untax_merge(path, tmp_path / "crime", "--allow-crimes")
+
+
+def test_moved_base_is_recognised_by_digest(own_models: Path, config: Config, tmp_path: Path) -> None:
+    from untax.manifest import digest_model
+
+    manifest = {"outputs": {}, "inputs": {"base": digest_model(own_models / "base")}}
+    (own_models / "a0/untax.json").write_text(json.dumps(manifest))
+    edit_json(own_models / "a0/adapter_config.json", base_model_name_or_path="the/old-name")
+    models = [{"model": f"{own_models / 'base'}+{own_models / 'a0'}", "parameters": {"weight": 1.0}}]
+    untax_merge(config(merge_method="linear", models=models), tmp_path / "out")
+
+
+def test_shapes_that_do_not_fit(own_models: Path, config: Config, tmp_path: Path) -> None:
+    wide = make_base(own_models / "wide", own_models / "base", intermediate_size=64)
+    models = [{"model": f"{wide}+{own_models / 'a0'}", "parameters": {"weight": 1.0}}]
+    message = refused(config(merge_method="linear", models=models), tmp_path / "out", "--allow-crimes")
+    assert "mlp.down_proj.weight is 32 x 64 there and 32 x 48 here" in message
+
+
+def test_key_that_peft_would_drop_and_key_that_it_misses(own_models: Path, config: Config, tmp_path: Path) -> None:
+    import torch
+
+    path = config(**linear(own_models))
+    stranger = "base_model.model.model.layers.0.self_attn.x_proj.lora_A.weight"
+    rewrite(own_models / "a0", **{stranger: torch.ones(4, 32), stranger.replace("_A.", "_B."): torch.ones(32, 4)})
+    message = refused(path, tmp_path / "out")
+    assert "would drop" in message
+    assert "x_proj" in message
+    missing = {f"{Q_PROJ}.lora_{factor}.weight": None for factor in "AB"}
+    rewrite(own_models / "a0", **{stranger: None, stranger.replace("_A.", "_B."): None}, **missing)
+    message = refused(path, tmp_path / "out")
+    assert "misses" in message
+    assert "q_proj" in message
+    rewrite(own_models / "a0", **{f"{Q_PROJ}.lora_A.weight": torch.ones(4, 32)})
+    assert f"{Q_PROJ}.lora_A.weight but not {Q_PROJ}.lora_B.weight" in refused(path, tmp_path / "out")
+
+
+def test_tensor_that_an_adapter_changed_and_mergekit_does_not_know(
+    own_models: Path, config: Config, tmp_path: Path
+) -> None:
+    """mergekit's Llama has no attention bias: it would drop what the adapter trained there."""
+    base = make_base(own_models / "biased", own_models / "base", attention_bias=True)
+    adapter = make_adapter(base, own_models / "bias-adapter", seed=3, lora_bias=True, target_modules=["q_proj"])
+    models = [{"model": f"{base}+{adapter}", "parameters": {"weight": 1.0}}]
+    message = refused(config(merge_method="linear", models=models), tmp_path / "out")
+    assert "would lose" in message
+    assert "self_attn.q_proj.bias" in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.mlp.up_proj": 32}},
+        {"target_modules": ["embed_tokens", "lm_head", "v_proj"]},
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head", "norm"]},
+    ],
+    ids=["rslora-patterns", "embedding", "dora", "modules_to_save"],
+)
+def test_every_kind_of_adapter_arrives_whole(own_models: Path, config: Config, tmp_path: Path, changes: dict) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = own_models / "base"
+    adapter = make_adapter(base, own_models / "special", seed=5, **changes)
+    models = [{"model": f"{base}+{adapter}", "parameters": {"weight": 1.0}}]
+    untax_merge(config(merge_method="linear", models=models, dtype="float32"), tmp_path / "out")
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload()
+    assert relative_error(weights(tmp_path / "out"), merged.state_dict(), weights(base)) < 1e-6
+
+
+def test_embedding_adapter_of_a_tied_model(own_models: Path, config: Config, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = make_base(own_models / "tied", own_models / "base", tie_word_embeddings=True)
+    adapter = make_adapter(base, own_models / "special", seed=5, target_modules=["embed_tokens", "q_proj"])
+    models = [{"model": f"{base}+{adapter}", "parameters": {"weight": 1.0}}]
+    untax_merge(config(merge_method="linear", models=models, dtype="float32"), tmp_path / "out")
+    merged = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).merge_and_unload()
+    ours = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert relative_error(ours.state_dict(), merged.state_dict(), weights(base)) < 1e-6
+
+
+def test_no_tokenizer_to_copy(own_models: Path, config: Config, tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (own_models / "base" / name).unlink()
+    path = config(**linear(own_models))
+    assert "tokenizer" in refused(path, tmp_path / "out")
+    untax_merge(path, tmp_path / "without", "--no-copy-tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"merge_method": "linaer"}, "Did you mean 'linear'?"),
+        ({"models": None}, "names no models"),
+        ({"models": [{"model": "a+b+c"}]}, "'+' as base+adapter"),
+        ({"models": [{"model": 3}]}, "must be a path"),
+        ({"slices": []}, None),
+        ({"parameters": {"normalise": True}}, None),
+    ],
+)
+def test_configuration(changes: dict, message: str | None, models: Path, config: Config, tmp_path: Path) -> None:
+    path = config(**{**linear(models), **changes})
+    if message is None:
+        said = untax_merge(path, tmp_path / "out")
+        assert len(said) == (0 if "slices" in changes else 1)
+        assert "slices" in changes or "no parameter 'normalise' and ignores it. Did you mean 'normalize'?" in said[0]
+    else:
+        assert message in refused(path, tmp_path / "out")
+
+
+def test_linear_with_a_base_model_that_has_no_weight(models: Path, config: Config, tmp_path: Path) -> None:
+    message = refused(config(**linear(models), base_model=str(models / "base")), tmp_path / "out")
+    assert f"needs the parameter 'weight' for base_model {models / 'base'}" in message
+
+
+def test_path_with_a_separator_in_it(own_models: Path, config: Config, tmp_path: Path) -> None:
+    strange = (own_models / "base").rename(own_models / "base+1")
+    models = [{"model": str(strange), "parameters": {"weight": 1}}]
+    assert "Rename the folder" in refused(config(merge_method="linear", models=models), tmp_path / "out")
+
+
+def test_missing_and_malformed_configuration(tmp_path: Path) -> None:
+    assert "no such merge configuration" in refused(tmp_path / "none.yaml", tmp_path / "out")
+    (tmp_path / "broken.yaml").write_text("models: [")
+    assert "cannot be read" in refused(tmp_path / "broken.yaml", tmp_path / "out")

@@ -1,0 +1,169 @@
+"""Stale copies of adapters, folders in the way, and ends in the middle of a merge."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import Config, linear, make_adapter, untax_merge, weights
+
+from untax.errors import UntaxError
+from untax.manifest import changed_outputs, digest_model, read_manifest
+from untax.merge import place
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["private", "kept"])
+def test_adapter_trained_anew_at_the_same_path_is_not_merged_from_an_old_copy(
+    kept: bool, own_models: Path, config: Config, tmp_path: Path
+) -> None:
+    options = [f"--lora-merge-cache={tmp_path / 'cache'}"] if kept else []
+    path = config(**linear(own_models))
+    untax_merge(path, tmp_path / "old", *options)
+    make_adapter(own_models / "base", own_models / "a0", seed=11)
+    untax_merge(path, tmp_path / "new", *options)
+    untax_merge(path, tmp_path / "again")
+    assert (tmp_path / "new/model.safetensors").read_bytes() == (tmp_path / "again/model.safetensors").read_bytes()
+    assert (tmp_path / "new/model.safetensors").read_bytes() != (tmp_path / "old/model.safetensors").read_bytes()
+
+
+def test_kept_copy_is_reused_only_for_the_same_content_and_dtype(
+    own_models: Path, config: Config, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    path = config(**linear(own_models))
+    untax_merge(path, tmp_path / "one", f"--lora-merge-cache={cache}")
+    first = {entry: entry.stat().st_mtime_ns for entry in cache.iterdir()}
+    untax_merge(path, tmp_path / "two", f"--lora-merge-cache={cache}")
+    assert {entry: entry.stat().st_mtime_ns for entry in cache.iterdir()} == first
+    assert len(first) == 2
+    untax_merge(path, tmp_path / "three", f"--lora-merge-cache={cache}", "--lora-merge-dtype=bfloat16")
+    assert len(list(cache.iterdir())) == 4
+    assert (tmp_path / "three/model.safetensors").read_bytes() != (tmp_path / "one/model.safetensors").read_bytes()
+
+
+def test_manifest_says_what_was_merged(models: Path, config: Config, tmp_path: Path) -> None:
+    path = config(**linear(models))
+    untax_merge(path, tmp_path / "out", "--random-seed=5")
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert manifest["what"] == "model"
+    assert set(manifest["inputs"]) == {str(models / name) for name in ("base", "a0", "a1")}
+    assert manifest["inputs"][str(models / "base")] == digest_model(models / "base")
+    assert manifest["seed"] == 5
+    assert manifest["options"] == ["--random-seed=5"]
+    assert {"model.safetensors", "config.json", "tokenizer.json", "mergekit_config.yml"} <= set(manifest["outputs"])
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {*manifest["outputs"], "README.md", "untax.json"}
+    assert all(file.stat().st_mode & 0o777 == 0o666 & ~_umask() for file in (tmp_path / "out").iterdir())
+
+
+def test_the_same_merge_again_does_nothing(models: Path, config: Config, tmp_path: Path) -> None:
+    path, out = config(**linear(models)), tmp_path / "out"
+    untax_merge(path, out)
+    before = out.stat().st_ino, (out / "untax.json").read_bytes()
+    (out / "README.md").write_text("my own card")
+    assert untax_merge(path, out, "-v") == [f"{out} holds this merge already: nothing to do."]
+    assert (out.stat().st_ino, (out / "untax.json").read_bytes()) == before
+
+
+@pytest.mark.parametrize("change", ["config", "option", "adapter", "output", "foreign"])
+def test_anything_else_in_the_way_is_refused_without_force(
+    change: str, own_models: Path, config: Config, tmp_path: Path
+) -> None:
+    path, out, options = config(**linear(own_models)), tmp_path / "out", []
+    untax_merge(path, out)
+    if change == "config":
+        path.write_text(path.read_text().replace("0.5", "0.4"))
+    elif change == "option":
+        options = ["--random-seed=3"]
+    elif change == "adapter":
+        make_adapter(own_models / "base", own_models / "a0", seed=11)
+    elif change == "output":
+        (out / "model.safetensors").write_bytes(b"changed")
+    else:
+        (out / "untax.json").unlink()
+    kept = {file: file.read_bytes() for file in out.iterdir()}
+    with pytest.raises(UntaxError, match="holds something else"):
+        untax_merge(path, out, *options)
+    assert {file: file.read_bytes() for file in out.iterdir()} == kept
+    untax_merge(path, out, *options, force=True)
+    manifest = read_manifest(out)
+    assert manifest is not None
+    assert changed_outputs(out, manifest) == []
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_force_keeps_the_old_output_when_the_merge_fails(own_models: Path, config: Config, tmp_path: Path) -> None:
+    path, out = config(**linear(own_models)), tmp_path / "out"
+    untax_merge(path, out)
+    kept = {file: file.read_bytes() for file in out.iterdir()}
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (own_models / "base" / name).unlink()
+    with pytest.raises(UntaxError, match="tokenizer"):
+        untax_merge(path, out, force=True)
+    assert {file: file.read_bytes() for file in out.iterdir()} == kept
+
+
+def test_too_little_disk(tmp_path: Path) -> None:
+    place.check_room(tmp_path / "out", 1000)
+    with pytest.raises(UntaxError, match=r"needs about 1000000000\.0 GB of disk"):
+        place.check_room(tmp_path / "deep" / "out", 10**18)
+
+
+def test_disk_that_fills_up_is_called_so(tmp_path: Path) -> None:
+    from safetensors import SafetensorError
+
+    from untax.merge.engine import plain_errors
+
+    def fill() -> None:
+        with place.output_folder(tmp_path / "out", replace=False) as part, plain_errors("merge.yaml"):
+            (part / "model.safetensors").write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(UntaxError, match="Cannot write: No space left on device"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_remains_of_a_killed_merge_are_removed_and_those_of_a_running_one_are_not(tmp_path: Path) -> None:
+    remains = [tmp_path / ".out.dead.part", tmp_path / ".other.dead.part"]
+    for folder in remains:
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+    with place.output_folder(tmp_path / "out", replace=False) as running:
+        assert [folder.exists() for folder in remains] == [False, True]
+        with place.output_folder(tmp_path / "out", replace=True) as second:
+            assert running.exists()
+            assert second != running
+            (second / "model").touch()
+        (tmp_path / "out/model").unlink()
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", remains[1]])
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_in_the_middle(sent: signal.Signals, models: Path, config: Config, tmp_path: Path) -> None:
+    """Ctrl-C cleans up; after a kill the next merge does."""
+    path, out = config(**linear(models)), tmp_path / "folder" / "out"
+    program = "import sys, time; from untax.merge import engine; from untax.cli.main import main\n"
+    program += "engine.run = lambda *a, **k: (print('merging', flush=True), time.sleep(60))\nmain()"
+    command = [sys.executable, "-c", program, "merge", str(path), str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    assert process.stdout is not None
+    assert process.stdout.readline() == "merging\n"
+    process.send_signal(sent)
+    process.communicate(timeout=30)
+    assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
+    assert not out.exists()
+    assert len(list(out.parent.iterdir())) == (0 if sent == signal.SIGINT else 1)
+    untax_merge(path, out)
+    assert list(out.parent.iterdir()) == [out]
+    assert weights(out)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
