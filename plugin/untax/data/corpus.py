@@ -130,8 +130,21 @@ def _is_local(path: str) -> bool:
 
 
 def _is_blank(path: Path) -> bool:
+    if path.suffix == ".parquet":
+        return _parquet_rows(path) == 0
     with path.open("rb") as handle:
-        return not handle.read(1 << 16).strip()
+        return handle.read(1 << 16).strip() in (b"", b"[]")
+
+
+def _parquet_rows(path: Path) -> int | None:
+    """How many rows a Parquet file has, or None for one that is broken: reading it will say why."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_metadata(path).num_rows if path.stat().st_size else 0
+    except pa.ArrowException:
+        return None
 
 
 def _read_source(entry: Any, cfg: Any, split: str, key: str) -> Source:

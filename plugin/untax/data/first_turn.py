@@ -22,8 +22,9 @@ def first_turn(row: Mapping[str, Any]) -> dict[str, str] | None:
     {'instruction': 'Hi', 'input': '', 'output': 'Hello'}
     """
     for column in MESSAGE_COLUMNS:
-        if isinstance(row.get(column), Sequence) and not isinstance(row[column], str):
-            return _from_messages(row[column])
+        messages = row.get(column)
+        if messages and isinstance(messages, Sequence) and not isinstance(messages, str):
+            return _from_messages(messages)
     if row.get("instruction") and row.get("output"):
         return {key: str(row.get(key) or "") for key in ("instruction", "input", "output")}
     return None
@@ -50,4 +51,7 @@ def _role(message: Mapping[str, Any]) -> str:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    return next((str(message[key]) for key in TEXT_KEYS if message.get(key)), "").strip()
+    content = next((message[key] for key in TEXT_KEYS if message.get(key)), "")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return str(content).strip()

@@ -1,0 +1,81 @@
+"""The identity of rows: content alone, and never another one by accident."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from untax.data.digest import canonical_json, corpus_digest, row_digest
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+ROWS = st.dictionaries(st.text(max_size=5), VALUES, max_size=4)
+
+
+def test_golden_values() -> None:
+    """These can never change: assignments and clusters that users published depend on them."""
+    row = {"instruction": "Say hi.", "input": "", "output": "Hi ☺", "n": 3}
+    assert canonical_json(row).decode() == '{"input":"","instruction":"Say hi.","n":3,"output":"Hi ☺"}'
+    assert row_digest(row).hex() == "db174870356bbc327f62078cc03a2a00"
+    assert corpus_digest([row_digest(row), row_digest({})]) == "9db32843a06b34c84bf8458d1a12d724"
+
+
+@given(ROWS)
+def test_the_order_of_keys_does_not_matter(row: dict[str, Any]) -> None:
+    assert row_digest(dict(reversed(row.items()))) == row_digest(row)
+
+
+@given(ROWS, st.text(max_size=5))
+def test_nulls_are_no_content(row: dict[str, Any], key: str) -> None:
+    if key not in row:
+        assert row_digest({**row, key: None}) == row_digest(row)
+        assert row_digest({**row, key: {"a": None, "b": {"c": None}}}) == row_digest(row)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"a": 1}, {"a": 2}),
+        ({"a": "1"}, {"a": 1}),
+        ({"a": True}, {"a": 1}),
+        ({"a": ""}, {}),
+        ({"a": []}, {}),
+        ({"a": ["x", None]}, {"a": ["x"]}),
+        ({"a": "b", "c": "d"}, {"a": "d", "c": "b"}),
+        ({"a": b"x"}, {"a": "x"}),
+        ({"a": 0.5}, {"a": 0.25}),
+    ],
+)
+def test_different_rows_differ(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert row_digest(one) != row_digest(other)
+
+
+def test_whole_numbers_stay_the_same_when_a_column_becomes_fractional() -> None:
+    assert row_digest({"score": 3.0}) == row_digest({"score": 3})
+
+
+def test_values_that_json_does_not_know() -> None:
+    row = {
+        "time": datetime.datetime(2024, 5, 1, 12),
+        "price": decimal.Decimal("1.50"),
+        "lasted": datetime.timedelta(seconds=3),
+        "image": {"bytes": b"\x89PNG", "path": None},
+        "lonely": "\ud800",
+        "infinite": float("inf"),
+    }
+    assert row_digest(row) == row_digest(dict(row))
+    with pytest.raises(TypeError, match="object"):
+        row_digest({"thing": object()})
+
+
+def test_the_order_of_rows_is_part_of_a_corpus() -> None:
+    rows = [row_digest({"a": index}) for index in range(3)]
+    assert corpus_digest(rows) != corpus_digest(rows[::-1])
