@@ -21,6 +21,7 @@ _FIXES = {
     errno.EPERM: "Make the folder writable or name another one.",
     errno.EROFS: "The file system is read-only: name another folder.",
     errno.ENOTDIR: "A part of this path is a file: name another folder.",
+    errno.ENOTEMPTY: "Another process filled the folder meanwhile: name another one.",
     errno.EEXIST: "A part of this path is a file: name another folder.",
 }
 # Never about something that the caller was reading.
