@@ -1,0 +1,133 @@
+"""`untax run` on a small recipe with every kind of node: the real axolotl train, mergekit and lm-eval."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from untax.manifest import digest_model
+
+UNTAX = Path(sys.executable).parent / "untax"
+
+
+def manifest(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / "outputs" / name / "untax.json").read_text())
+
+
+def test_every_training_proves_what_it_did(finished: Path):
+    sizes = manifest(finished, "disperse")["disperse"]["sizes"]
+    assert sum(sizes) == 64
+    for cluster in range(2):
+        made = manifest(finished, f"cluster-{cluster}")
+        assert (made["disperse"]["cluster"], made["disperse"]["rows"]) == (cluster, sizes[cluster])
+        assert made["training"]["rows"] == sizes[cluster]
+    sparse = manifest(finished, "sft-sparse")
+    assert sparse["penalty"]["l1"] == 0.001
+    assert sparse["penalty"]["steps_penalised"] == sparse["training"]["steps"] == 8
+    assert manifest(finished, "sft")["training"]["rows"] == 64
+    assert manifest(finished, "dpo")["training"]["kind"] == "dpo"
+
+
+def test_arms_json_has_a_row_per_model_with_the_scored_weights(finished: Path):
+    rows = json.loads((finished / "results/arms.json").read_text())
+    expected = {("base", 0.0): "base", ("vanilla", 1.0): "outputs/vanilla", ("dtm", 1.0): "outputs/dtm"}
+    expected |= {("dtm", 0.5): "outputs/dtm-0.5", ("paft", 1.0): "outputs/paft-ties"}
+    assert {(row["arm"], row["scale"]) for row in rows} == set(expected)
+    for row in rows:
+        assert set(row) == {
+            *("arm", "scale", "gain", "gain_stderr", "preference", "preference_stderr", "tax", "tax_stderr", "digest"),
+        }
+        assert row["digest"] == digest_model(finished / expected[row["arm"], row["scale"]])
+    by_arm = {(row["arm"], row["scale"]): row for row in rows}
+    assert by_arm["base", 0.0]["tax"] == 0
+    assert by_arm["vanilla", 1.0]["gain"] < by_arm["base", 0.0]["gain"]
+    assert by_arm["dtm", 0.5]["tax"] < by_arm["dtm", 1.0]["tax"]
+
+
+def test_a_second_run_starts_nothing(finished: Path, untax):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("outputs/**/*") if path.is_file()}
+    said = untax("run", finished).stdout
+    assert said.count("finished before") == int(said.split(" nodes in ")[0])
+    assert {path: path.stat().st_mtime_ns for path in finished.glob("outputs/**/*") if path.is_file()} == before
+
+
+def test_dry_run_of_a_finished_folder(finished: Path, untax):
+    assert untax("run", finished, "--dry-run").stdout.startswith("0 of ")
+
+
+def test_stock_mergekit_gives_the_same_weights(finished: Path, tmp_path: Path):
+    """The generated YAMLs are stock: mergekit-yaml accepts them as they are."""
+    from safetensors.numpy import load_file
+
+    program = Path(sys.executable).parent / "mergekit-yaml"
+    for name in ("dtm-0.5", "paft-ties"):
+        out = tmp_path / name
+        command = [program, f"mergekit_configs/{name}.yaml", out, "--lora-merge-cache", tmp_path / "cache"]
+        subprocess.run(command, cwd=finished, check=True, capture_output=True, timeout=300)
+        stock, ours = (load_file(folder / "model.safetensors") for folder in (out, finished / "outputs" / name))
+        assert stock.keys() == ours.keys()
+        for tensor in stock:
+            assert (stock[tensor] == ours[tensor]).all(), tensor
+
+
+def test_a_killed_run_continues_to_the_same_weights(finished: Path, tmp_path: Path, digests, make_run_folder, untax):
+    folder = make_run_folder(tmp_path / "run", suite=None)
+    log = folder / ".untax/logs/sft.log"
+    with subprocess.Popen([UNTAX, "run", folder], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL) as runner:
+        _wait(lambda: log.exists() and "Starting trainer" in log.read_text(), 180)
+        runner.kill()
+    with subprocess.Popen([UNTAX, "run", folder], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as runner:
+        _wait(lambda: (folder / "outputs/sft/untax.json").exists(), 300)
+        runner.send_signal(signal.SIGINT)
+        assert runner.wait(60) == 130
+    untax("run", folder)
+    assert digests(folder) == digests(finished)
+
+
+def _wait(condition: Any, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.1)
+
+
+def test_a_yaml_that_lost_its_plugin_fails_with_the_reason(tmp_path: Path, make_run_folder, untax):
+    folder = make_run_folder(tmp_path / "run", suite=None)
+    path = folder / "recipes/sft-sparse.yaml"
+    content = yaml.safe_load(path.read_text())
+    content["plugins"] = ["untax.ManifestPlugin"]
+    path.write_text(yaml.safe_dump(content))
+    for name in ("sft", "cluster-0", "cluster-1", "dpo"):  # nothing else shall start
+        (folder / "recipes" / f"{name}.yaml").write_text(
+            "plugins: [untax.ManifestPlugin]\n" + f"output_dir: outputs/{name}\n" + "delta_l1: -1\n"
+        )
+    done = untax("run", folder, check=False)
+    assert done.returncode == 2
+    assert "untax.DeltaPenaltyPlugin is not listed under plugins" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_two_runners_on_one_folder(finished: Path, untax):
+    from untax.run.lock import folder_lock
+
+    with folder_lock(finished / ".untax/lock"):
+        done = untax("run", finished, check=False)
+    assert done.returncode == 2
+    assert str(os.getpid()) in done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_twice_gives_the_same_weights(tmp_path: Path, digests, untax):
+    for name in ("first", "second"):
+        untax("demo", "--out", tmp_path / name)
+    assert digests(tmp_path / "first") == digests(tmp_path / "second")
+    assert len(digests(tmp_path / "first")) == 13
