@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import Workspace, sft_rows, write_jsonl
+from toys import Workspace, sft_rows, write_jsonl
 from untax.data.corpus import Corpus, check_entries, read_corpus
 from untax.errors import UntaxError
 

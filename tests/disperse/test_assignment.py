@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
-from conftest import sft_rows
+from toys import sft_rows
 from untax import plugins
 from untax.data.corpus import Corpus, Source
 from untax.disperse.assignment import Assignment, assign, assignment_path, obtain

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import Workspace, preference_rows, sft_rows, write_jsonl
+from toys import Workspace, preference_rows, sft_rows, write_jsonl
 
 ASSIGNMENT = "outputs/disperse/assignment.parquet"
 KEYS: dict[str, Any] = {

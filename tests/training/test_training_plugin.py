@@ -1,0 +1,206 @@
+"""What untax's plugins share in a real training: manifest, seeding, plain errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from toys import Workspace, sft_rows, write_jsonl
+from untax.manifest import changed_outputs, digest_file, digest_model
+
+Train = Callable[[Path], None]
+
+
+def weights(folder: str = "out") -> bytes:
+    return (Path(folder) / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture
+def refused(axolotl_train: Train, capfd: pytest.CaptureFixture[str]) -> Callable[[Path], str]:
+    """Train, expect exit code 2, and return what was said."""
+
+    def train(config: Path) -> str:
+        with pytest.raises(SystemExit) as exit_:
+            axolotl_train(config)
+        assert exit_.value.code == 2
+        said = capfd.readouterr().err
+        assert "untax: error:" in said
+        assert "fix:" in said
+        assert "Traceback" not in said
+        return said
+
+    return train
+
+
+def test_the_manifest_says_what_was_done(workspace: Workspace, axolotl_train: Train, base_model: Path) -> None:
+    config = workspace.config(delta_l1=0.001, max_steps=3, gradient_accumulation_steps=2)
+    axolotl_train(config)
+    manifest = workspace.manifest()
+    assert manifest["what"] == "adapter"
+    assert manifest["config"] == {"path": str(config), "digest": digest_file(config)}
+    assert manifest["inputs"] == {
+        "base": digest_model(base_model),
+        "datasets/sft.jsonl": digest_file(Path("sft.jsonl")),
+    }
+    assert set(manifest["outputs"]) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert changed_outputs(Path("out"), manifest) == []
+    assert manifest["seed"] == 42
+    training = manifest["training"]
+    assert (training["kind"], training["rows"], training["steps"]) == ("sft", 24, 3)
+    assert training["loss_last"] < training["loss_first"]
+    assert manifest["penalty"]["steps_penalised"] == 3
+    assert manifest["penalty"]["l1"] == 0.001
+    assert 0 < manifest["penalty"]["sparsity"] < 1
+    assert manifest["penalty"]["l1_norm"] > 0
+
+
+def test_the_manifest_plugin_alone(workspace: Workspace, axolotl_train: Train) -> None:
+    axolotl_train(workspace.config(plugins=["untax.ManifestPlugin"], seed=0))
+    manifest = workspace.manifest()
+    assert manifest["training"]["steps"] == 2
+    assert manifest["seed"] == 0
+    assert "penalty" not in manifest
+    assert "disperse" not in manifest
+
+
+def test_both_plugins_write_one_manifest(workspace: Workspace, axolotl_train: Train) -> None:
+    plugins = ["untax.DeltaPenaltyPlugin", "untax.DispersePlugin", "untax.ManifestPlugin"]
+    axolotl_train(workspace.config(plugins=plugins, delta_l1=0.001, disperse_clusters=2, disperse_cluster=1))
+    manifest = workspace.manifest()
+    assert manifest["penalty"]["steps_penalised"] == manifest["training"]["steps"] == 2
+    assert manifest["disperse"]["cluster"] == 1
+
+
+def test_equal_seeds_give_equal_bytes(workspace: Workspace, axolotl_train: Train) -> None:
+    import torch
+
+    plugins = ["untax.ManifestPlugin"]
+    made: dict[Any, bytes] = {}
+    for seed in (None, 42, 0, 1):
+        torch.rand(7)  # what another plugin may draw before
+        axolotl_train(workspace.config(plugins=plugins, seed=seed))
+        made[seed] = weights()
+    assert made[None] == made[42], "without a seed: the trainer's own default"
+    assert len({made[42], made[0], made[1]}) == 3
+
+
+def test_a_training_that_dies_leaves_no_manifest(
+    workspace: Workspace, axolotl_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer
+
+    config = workspace.config(plugins=["untax.ManifestPlugin"])
+    axolotl_train(config)
+    assert Path("out/untax.json").exists()
+
+    def die(self: Any, *args: Any, **kwargs: Any) -> Any:
+        assert not Path("out/untax.json").exists(), "gone before the first step"
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(Trainer, "training_step", die)
+    with pytest.raises(RuntimeError, match="power cut"):
+        axolotl_train(config)
+    assert not Path("out/untax.json").exists()
+
+
+def test_a_resumed_training_counts_its_own_steps(workspace: Workspace, axolotl_train: Train) -> None:
+    axolotl_train(workspace.config(delta_l1=0.001, max_steps=2, save_strategy="steps", save_steps=2))
+    resumed = workspace.config(delta_l1=0.001, max_steps=5, resume_from_checkpoint="out/checkpoint-2")
+    axolotl_train(resumed)
+    manifest = workspace.manifest()
+    assert manifest["training"]["steps"] == 5
+    assert manifest["penalty"]["resumed_at"] == 2
+    assert manifest["penalty"]["steps_penalised"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"delta_l1": -1.0}, "delta_l1: -1.0"),
+        ({"delta_l1": float("nan")}, "delta_l1: nan"),
+        ({"delta_l1": 0.1, "peft_use_dora": True}, "peft_use_dora"),
+        ({"delta_l1": 0.1, "adapter": None}, "adapter"),
+        ({"disperse_clusters": 4, "disperse_cluster": 0}, "- untax.DispersePlugin"),
+        ({"plugins": ["untax.DispersePlugin"], "disperse_clusters": 1, "disperse_cluster": 0}, "at least 2"),
+        ({"plugins": ["untax.DispersePlugin"], "disperse_clusters": 25, "disperse_cluster": 0}, "24 different rows"),
+        ({"plugins": ["untax.DispersePlugin"], "disperse_clusters": 4, "disperse_cluster": 4}, "0 to 3"),
+        ({"plugins": ["untax.ManifestPlugin"], "datasets": [{"path": "gone.jsonl", "type": "alpaca"}]}, "gone.jsonl"),
+        ({"plugins": ["untax.ManifestPlugin"], "datasets": [{"path": "empty.jsonl", "type": "alpaca"}]}, "is empty"),
+        ({"plugins": ["untax.ManifestPlugin"], "datasets": None}, "key datasets"),
+        ({"plugins": ["untax.DispersePlugin", "untax.disperse.plugin.DispersePlugin"]}, "two names"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(
+    workspace: Workspace, refused: Callable[[Path], str], changes: dict[str, Any], said: str
+) -> None:
+    Path("empty.jsonl").touch()
+    config = workspace.config(**changes)
+    before = workspace.files()
+    message = refused(config)
+    assert said in message
+    written = workspace.files() - before - {"out/debug.log"}
+    assert not written, "Axolotl's own log aside, nothing is left"
+
+
+def test_modules_beside_lora_are_refused(workspace: Workspace, refused: Callable[[Path], str]) -> None:
+    said = refused(workspace.config(delta_l1=0.1, lora_modules_to_save=["embed_tokens"]))
+    assert "lora_modules_to_save" in said
+    assert "embed_tokens" in said
+    assert not Path("out/untax.json").exists()
+
+
+def test_an_embedding_adapter_is_penalised(workspace: Workspace, axolotl_train: Train) -> None:
+    targets = ["embed_tokens", "q_proj"]
+    axolotl_train(workspace.config(delta_l1=0.001, lora_target_linear=None, lora_target_modules=targets))
+    assert workspace.manifest()["penalty"]["modules"] == 6
+
+
+def test_debug_keeps_the_exception(workspace: Workspace, axolotl_train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    from untax.errors import UntaxError
+
+    monkeypatch.setenv("UNTAX_DEBUG", "1")
+    with pytest.raises(UntaxError):
+        axolotl_train(workspace.config(delta_l1=-1.0))
+
+
+def test_other_ranks_write_nothing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from axolotl.utils.dict import DictDefault
+
+    from untax import ManifestPlugin
+
+    Path("out").mkdir()
+    Path("out/adapter_model.safetensors").write_bytes(b"x")
+    Path("out/untax.json").write_text("{}")
+    cfg = DictDefault(yaml.safe_load(workspace.config().read_text()))
+    plugin = ManifestPlugin()
+    plugin.register(cfg)
+    monkeypatch.setitem(os.environ, "RANK", "1")
+    plugin.pre_model_load(cfg)
+    plugin.post_train_unload(cfg)
+    assert Path("out/untax.json").read_text() == "{}"
+    monkeypatch.setitem(os.environ, "RANK", "0")
+    plugin.pre_model_load(cfg)
+    assert not Path("out/untax.json").exists()
+    plugin.post_train_unload(cfg)
+    assert set(json.loads(Path("out/untax.json").read_text())["outputs"]) == {"adapter_model.safetensors"}
+
+
+def test_a_training_that_leaves_no_weights_is_an_error(workspace: Workspace, capfd: pytest.CaptureFixture[str]) -> None:
+    from axolotl.utils.dict import DictDefault
+
+    from untax import ManifestPlugin
+
+    write_jsonl(Path("sft.jsonl"), sft_rows(2))
+    cfg = DictDefault(yaml.safe_load(workspace.config().read_text()))
+    plugin = ManifestPlugin()
+    plugin.register(cfg)
+    with pytest.raises(SystemExit) as exit_:
+        plugin.post_train_unload(cfg)
+    assert exit_.value.code == 2
+    assert "adapter_model" in capfd.readouterr().err
