@@ -117,7 +117,7 @@ def plain_disk_errors(path: Path) -> Iterator[None]:
 def disk_error(error: OSError, path: Path) -> UntaxError:
     """An OSError as a sentence about the disk, with the path it happened at."""
     fix = _FIXES.get(error.errno or 0, "See the reason above.")
-    return UntaxError(f"Cannot write: {error.strerror or error}.", where=path, fix=fix)
+    return UntaxError(f"Cannot read or write: {error.strerror or error}.", where=path, fix=fix)
 
 
 def escapes(path: Path, folder: Path) -> bool:

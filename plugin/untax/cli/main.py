@@ -6,12 +6,14 @@ import importlib
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import click
 
 from untax import __version__
 from untax.errors import UntaxError
+from untax.files import disk_error
 
 # name -> one line for --help; the module is untax.cli.<name>, its click command `command`.
 COMMANDS = {
@@ -72,15 +74,14 @@ def main() -> None:
         code = cli.main(standalone_mode=False)
     except UntaxError as error:
         _fail(error)
-    except click.exceptions.Abort:
-        click.echo("untax: interrupted", err=True)
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         click.echo("untax: interrupted", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
+    except OSError as error:
+        _fail(disk_error(error, Path(error.filename or Path.cwd())))
     if code:
         sys.exit(code)
 

@@ -22,13 +22,18 @@ def seen_from_run(path: str, folder: Path, *, where: object) -> str:
     """
     if Path(path).exists():
         return os.path.relpath(Path(path).resolve(), folder.resolve())
-    if "://" in path or (HUB_ID.fullmatch(path) and not path.endswith(DATA_SUFFIXES)):
+    if not is_local(path):
         return path
     raise UntaxError(
         "There is no such file or folder, and it is no hub id.",
         where=f"{where} {path}",
         fix="Check the path; it is taken from the present folder.",
     )
+
+
+def is_local(path: str) -> bool:
+    """Whether a path can only be a local one: no URL, and no name that a hub could have."""
+    return "://" not in path and (not HUB_ID.fullmatch(path) or path.endswith(DATA_SUFFIXES))
 
 
 def rebased(spec: RunSpec, old: Path, new: Path) -> RunSpec:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from untax.errors import UntaxError
-from untax.recipes.graph import Plan
+from untax.recipes.graph import Node, Plan
+from untax.recipes.paths import is_local
 from untax.recipes.plan import plan
 from untax.recipes.spec import SPEC_NAME, RunSpec, read_spec
 from untax.report.arms import Row, arm_rows, write_arms
@@ -59,21 +61,38 @@ def todo(expanded: Plan, folder: Path, suite: str | None) -> list[tuple[str, str
 
 
 def check_files(expanded: Plan, folder: Path) -> None:
-    """Every YAML of the plan is there, and writes inside the run folder.
+    """Every YAML of the plan is there, writes where the run looks, and reads local data that exists.
 
     Raises:
-        UntaxError: naming the file and key.
+        UntaxError: all that is wrong, each with its file and key.
     """
+    problems = []
     for node in expanded.nodes:
-        if node.config is None:
-            continue
-        content = read_yaml(folder / node.config)
-        if node.kind == "train" and content.get("output_dir") != node.outputs[0]:
-            raise UntaxError(
-                f"The training writes to {content.get('output_dir')!r}, but the run looks in {node.outputs[0]!r}.",
-                where=f"{folder / node.config}: output_dir",
-                fix=f"Set output_dir: {node.outputs[0]}.",
-            )
+        if node.config is not None:
+            content = read_yaml(folder / node.config)
+            problems += _problems(node, content, folder) if node.kind == "train" else []
+    if problems:
+        raise UntaxError(
+            "This run cannot start:\n  - " + "\n  - ".join(problems),
+            where=folder,
+            fix="Correct these keys (relative paths start at the run folder).",
+        )
+
+
+def _problems(node: Node, content: dict[str, Any], folder: Path) -> list[str]:
+    made_here = content.get("base_model") in {f"outputs/{need}" for need in node.needs}
+    named = [] if made_here else [("base_model", content.get("base_model"))]
+    named += [("datasets", entry.get("path")) for entry in content.get("datasets") or []]
+    problems = [
+        f"{node.config}: {key}: there is no {path}"
+        for key, path in named
+        if is_local(str(path)) and not (folder / str(path)).exists()
+    ]
+    if content.get("output_dir") != node.outputs[0]:
+        problems.append(
+            f"{node.config}: output_dir is {content.get('output_dir')}, and the run needs {node.outputs[0]}"
+        )
+    return problems
 
 
 def _note_edited(expanded: Plan, folder: Path, screen: Screen, limits: Resources) -> None:
