@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_models import Config, make_adapter, make_base
+
+from .tiny_models import Config, make_adapter, make_base
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_models import Config, linear, make_adapter, make_base, relative_error, untax_merge, weights
 
 from untax.errors import UntaxError
+
+from .tiny_models import Config, linear, make_adapter, make_base, relative_error, untax_merge, weights
 
 
 def refused(config: Path, out: Path, *arguments: str) -> str:

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_models import Config, linear, make_adapter, untax_merge, weights
 
 from untax.errors import UntaxError
 from untax.manifest import changed_outputs, digest_model, read_manifest
 from untax.merge import place
+
+from .tiny_models import Config, linear, make_adapter, untax_merge, weights
 
 
 @pytest.mark.parametrize("kept", [False, True], ids=["private", "kept"])
@@ -96,13 +97,14 @@ def test_anything_else_in_the_way_is_refused_without_force(
     assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
 
 
-def test_force_keeps_the_old_output_when_the_merge_fails(own_models: Path, config: Config, tmp_path: Path) -> None:
+def test_force_keeps_the_old_output_when_the_tokenizer_cannot_be_copied(
+    own_models: Path, config: Config, tmp_path: Path
+) -> None:
     path, out = config(**linear(own_models)), tmp_path / "out"
     untax_merge(path, out)
     kept = {file: file.read_bytes() for file in out.iterdir()}
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (own_models / "base" / name).unlink()
-    with pytest.raises(UntaxError, match="tokenizer"):
+    (own_models / "base/tokenizer.json").write_text("{}")  # mergekit would log this and go on
+    with pytest.raises(UntaxError, match="mergekit failed"):
         untax_merge(path, out, force=True)
     assert {file: file.read_bytes() for file in out.iterdir()} == kept
 
@@ -111,6 +113,21 @@ def test_too_little_disk(tmp_path: Path) -> None:
     place.check_room(tmp_path / "out", 1000)
     with pytest.raises(UntaxError, match=r"needs about 1000000000\.0 GB of disk"):
         place.check_room(tmp_path / "deep" / "out", 10**18)
+
+
+def test_room_is_estimated_before_anything_is_imported(
+    models: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    size = (models / "base/model.safetensors").stat().st_size
+    for free, enough in ((2.8 * size, False), (3.2 * size, True)):  # the output and two copies
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: shutil._ntuple_diskusage(0, 0, int(free)))
+        if enough:
+            untax_merge(config(**linear(models)), tmp_path / "out")
+        else:
+            with pytest.raises(UntaxError, match="of disk, and"):
+                untax_merge(config(**linear(models)), tmp_path / "out")
 
 
 def test_disk_that_fills_up_is_called_so(tmp_path: Path) -> None:
@@ -123,7 +140,7 @@ def test_disk_that_fills_up_is_called_so(tmp_path: Path) -> None:
             (part / "model.safetensors").write_bytes(b"half")
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    with pytest.raises(UntaxError, match="Cannot write: No space left on device"):
+    with pytest.raises(UntaxError, match="Cannot read or write: No space left on device"):
         fill()
     assert list(tmp_path.iterdir()) == []
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import Config, linear, relative_error, untax_merge, weights
+
+from .tiny_models import Config, linear, relative_error, untax_merge, weights
 
 SCALE = 0.3
 

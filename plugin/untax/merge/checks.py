@@ -10,8 +10,9 @@ from typing import Any
 from untax.adapters.header import TensorInfo, read_header
 from untax.adapters.stored import ADAPTER_FILES, StoredAdapter
 from untax.errors import UntaxError
-from untax.manifest import digest_files, digest_model, read_manifest
-from untax.merge.references import Reference, Source
+from untax.manifest import digest_files, digest_model
+from untax.merge.references import Reference
+from untax.merge.same_base import check_base
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 _INDEX = "model.safetensors.index.json"
@@ -144,51 +145,6 @@ def check_fits(adapter: StoredAdapter, base: dict[str, TensorInfo]) -> None:
                 where=adapter.folder,
                 fix="Merge it with the base it was trained on.",
             )
-
-
-def check_base(adapter: StoredAdapter, base: Source) -> None:
-    """Compare the base that an adapter was trained on with the one it is added to.
-
-    The adapter's manifest decides, by digest. Without one, adapter_config.json decides: by content when it names a
-    folder that is there, else by name.
-
-    Raises:
-        UntaxError: they differ.
-    """
-    trained = str(adapter.config.get("base_model_name_or_path") or "")
-    given = digest_model(base.path)
-    recorded = _recorded_base(adapter.folder)
-    if recorded is None and trained and Path(trained).is_dir():
-        recorded = digest_model(trained)
-    if recorded is not None and _comparable(recorded, given):
-        same = recorded == given
-    else:
-        same = not trained or _last_part(trained) in (_last_part(base.path), _last_part(str(base.folder.resolve())))
-    if not same:
-        raise UntaxError(
-            f"The adapter was trained on another base ({trained or recorded}) than it is added to ({base.path}).",
-            where=adapter.folder,
-            fix="Name its own base in the YAML; if they are one and the same, say --allow-crimes.",
-        )
-
-
-def _recorded_base(folder: Path) -> str | None:
-    manifest = read_manifest(folder)
-    recorded = (manifest or {}).get("inputs", {}).get("base")
-    return recorded if isinstance(recorded, str) else None
-
-
-def _comparable(one: str, other: str) -> bool:
-    """Two contents can be compared, and two known commits; a commit with a content, or an unknown commit, cannot."""
-    return one.startswith("hub:") == other.startswith("hub:") and not (one + other).count("@unknown")
-
-
-def _last_part(path: str) -> str:
-    """The name a path or hub id ends in; for a snapshot in the hub's cache, that of its repository."""
-    parts = [part for part in Path(path).parts if part not in ("/", ".")]
-    if len(parts) > 2 and parts[-2] == "snapshots":
-        return parts[-3].rsplit("--", 1)[-1].lower()
-    return parts[-1].lower() if parts else ""
 
 
 def has_tokenizer(folder: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from untax.errors import UntaxError, near_names
+from untax.merge.left_out import left_out, refuse_lost_deltas
 from untax.merge.lora_cache import RANDOM_METHODS, link_kept_copies
 from untax.merge.references import with_plain_folders
 
@@ -141,54 +142,11 @@ def run(config: MergeConfiguration, options: MergeOptions, source: str, out: Pat
         if options.lora_merge_cache is not None and config.merge_method not in RANDOM_METHODS:
             link_kept_copies(cache, references, options)
         private = options.model_copy(update={"lora_merge_cache": str(cache)})
-        run_merge(config, str(out), options=private, config_source=source)
-        left_out = _left_out(references, out) if whole else {}
+        with _strictly():
+            run_merge(config, str(out), options=private, config_source=source)
+        missing = left_out(references, out) if whole else {}
     LoaderCache().loaders.clear()
-    return _refuse_lost_deltas(left_out)
-
-
-def _left_out(references: list[Any], out: Path) -> dict[str, str | None]:
-    """Tensors that an input has and the output has not: name -> the adapter that changed it, if one did."""
-    from mergekit.common import ModelReference
-    from mergekit.io.tasks import LoaderCache
-
-    from untax.merge.checks import check_model
-
-    written = check_model(out)
-    found: dict[str, str | None] = {}
-    for reference in references:
-        loader = LoaderCache().get(reference)
-        names = [name for name in loader.index.tensor_paths if name not in written]
-        base = LoaderCache().get(ModelReference(model=reference.model)) if names and reference.lora else None
-        for name in names:
-            changed = base is not None and not _equal(loader, base, name)
-            found[name] = str(reference.lora) if changed else found.get(name)
-    return found
-
-
-def _equal(one: Any, other: Any, name: str) -> bool:
-    if name not in other.index.tensor_paths:
-        # A tied output layer is written out by transformers, though the base stores it once.
-        return _is_copy(one, name)
-    return bool((one.get_tensor(name) == other.get_tensor(name)).all())
-
-
-def _is_copy(loader: Any, name: str) -> bool:
-    tensor = loader.get_tensor(name)
-    embedding = next((key for key in loader.index.tensor_paths if key.endswith("embed_tokens.weight")), None)
-    return embedding is not None and name == "lm_head.weight" and bool((loader.get_tensor(embedding) == tensor).all())
-
-
-def _refuse_lost_deltas(left_out: dict[str, str | None]) -> list[str]:
-    lost = {name: adapter for name, adapter in left_out.items() if adapter is not None}
-    if lost:
-        name, adapter = next(iter(lost.items()))
-        raise UntaxError(
-            f"mergekit would lose {len(lost)} tensors that an adapter changed and that it does not know: {name}.",
-            where=adapter,
-            fix="Train without that module, or merge the adapter with PEFT's merge_and_unload.",
-        )
-    return sorted(left_out)
+    return refuse_lost_deltas(missing)
 
 
 @contextlib.contextmanager
@@ -206,6 +164,23 @@ def plain_errors(where: object) -> Iterator[None]:
             where=where,
             fix="Run it again with `untax --debug merge ...` for the traceback.",
         ) from error
+
+
+@contextlib.contextmanager
+def _strictly() -> Iterator[None]:
+    """What mergekit only logs as an error (a tokenizer that it could not write) ends the merge."""
+
+    def refuse(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.ERROR:
+            return True
+        raise (record.exc_info[1] if record.exc_info else None) or RuntimeError(record.getMessage())
+
+    logger = logging.getLogger("mergekit.merge")
+    logger.addFilter(refuse)
+    try:
+        yield
+    finally:
+        logger.removeFilter(refuse)
 
 
 def _is_full_disk(error: Exception) -> bool:

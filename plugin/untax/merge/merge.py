@@ -2,69 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from untax.errors import UntaxError
 from untax.manifest import digest_bytes, write_manifest
 from untax.merge import checks, place
-from untax.merge.references import Reference, read_references
+from untax.merge.config_file import MergeConfig, read_merge_config
 
 _SCRATCH = ".scratch"
+_WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 # Options that change how a merge is made and shown, not what comes out.
 _WITHOUT_EFFECT = (
     *("--quiet", "--no-quiet", "-v", "--lora-merge-cache", "--transformers-cache"),
     *("--num-threads", "--write-threads", "--async-write", "--no-async-write"),
 )
-
-
-@dataclass(frozen=True)
-class MergeConfig:
-    """A mergekit YAML.
-
-    Attributes:
-        path: the file.
-        text: its content.
-        raw: its content, parsed.
-        references: the models it names, in order.
-    """
-
-    path: Path
-    text: str
-    raw: dict[str, Any]
-    references: list[Reference]
-
-
-def read_merge_config(path: Path) -> MergeConfig:
-    """Read a mergekit YAML, without mergekit.
-
-    Raises:
-        UntaxError: the file cannot be read or names no models.
-    """
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        raw = yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise UntaxError("There is no such merge configuration.", where=path, fix="Check the path.") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UntaxError(
-            f"The merge configuration cannot be read: {error}.", where=path, fix="Mend the YAML."
-        ) from error
-    if not isinstance(raw, dict):
-        raise UntaxError(
-            "The merge configuration is not a mapping of keys.", where=path, fix="See mergekit's examples."
-        )
-    references = read_references(raw, where=path)
-    if not references:
-        raise UntaxError("The merge configuration names no models.", where=path, fix="List them under `models:`.")
-    return MergeConfig(path, text, raw, references)
 
 
 def merge(
@@ -86,9 +41,13 @@ def merge(
         UntaxError: an input, the configuration or the output folder is not as it must be; nothing was written.
     """
     started = time.time()
+    if "--no-safe-serialization" in arguments:
+        raise UntaxError("untax writes no pickled weights.", where="--no-safe-serialization", fix="Leave it out.")
     config = read_merge_config(config_path)
     crimes = "--allow-crimes" in arguments
     checks.check_inputs(config.references, same_base=not crimes)
+    if "--no-copy-tokenizer" not in arguments:
+        _check_tokenizer(config)
     identity = {
         "config": {"path": str(config.path), "digest": digest_bytes(config.text.encode())},
         "options": sorted(argument for argument in arguments if not argument.startswith(_WITHOUT_EFFECT)),
@@ -125,7 +84,7 @@ def _merge(
         if reference.adapter is not None:
             checks.collect(problems, check_keys, reference, trust_remote_code=options.trust_remote_code)
     checks.raise_all(problems)
-    with place.output_folder(out, replace=force) as part:
+    with place.output_folder(out.resolve(), replace=force) as part:
         scratch = part / _SCRATCH
         # mergekit puts the folder's name into the model card.
         merged = scratch / (out.resolve().name or "merge")
@@ -136,7 +95,7 @@ def _merge(
             file.chmod(mode)  # safetensors are written for the owner only
             file.rename(part / file.name)
         shutil.rmtree(scratch)
-        _check_output(part, options)
+        checks.check_model(part)
         write_manifest(
             part,
             what="model",
@@ -152,23 +111,24 @@ def _merge(
         say(f"Note: mergekit left out {len(left_out)} of the inputs' tensors that it does not know: {left_out[0]} ...")
 
 
-def _check_output(folder: Path, options: Any) -> None:
-    checks.check_model(folder)
-    if options.copy_tokenizer and not checks.has_tokenizer(folder):
+def _check_tokenizer(config: MergeConfig) -> None:
+    """mergekit copies the tokenizer of base_model or else of the first model, last of all, and goes on without one."""
+    donor = config.references[0].base.folder
+    if not (config.raw.get("tokenizer_source") or config.raw.get("tokenizer") or checks.has_tokenizer(donor)):
         raise UntaxError(
-            "The merged model would have no tokenizer: the base has none to copy.",
-            where=folder,
-            fix="Put the tokenizer beside the base, set tokenizer_source, or say --no-copy-tokenizer.",
+            "The merged model would have no tokenizer: there is none to copy.",
+            where=donor,
+            fix="Put the tokenizer beside the model, set tokenizer_source, or say --no-copy-tokenizer.",
         )
 
 
 def _bytes_needed(config: MergeConfig) -> int:
-    """The output, and a merged copy for each adapter, each as large as the base."""
-    sizes = [
-        sum(os.path.getsize(file) for file in reference.base.folder.glob("*.safetensors"))
-        for reference in config.references
-    ]
-    copies = sum(
-        size for size, reference in zip(sizes, config.references, strict=True) if reference.adapter is not None
-    )
-    return max(sizes) + copies
+    """The output in its own dtype, and for each adapter a merged copy as large as its base."""
+    width = _WIDTHS.get(str(config.raw.get("out_dtype") or config.raw.get("dtype")))
+    outputs, copies = [], 0
+    for reference in config.references:
+        tensors = checks.check_model(reference.base.folder).values()
+        size = sum(tensor.stop - tensor.start for tensor in tensors)
+        outputs.append(size if width is None else width * sum(tensor.elements for tensor in tensors))
+        copies += size if reference.adapter is not None else 0
+    return max(outputs) + copies
