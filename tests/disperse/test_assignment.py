@@ -228,9 +228,18 @@ def test_nothing_foreign_is_overwritten(tmp_path: Path, found: str) -> None:
     }
 
 
-def test_a_folder_may_be_given_for_the_file() -> None:
-    assert assignment_path("out/disperse") == Path("out/disperse/assignment.parquet")
-    assert assignment_path("out/a.parquet") == Path("out/a.parquet")
+def test_where_an_assignment_lies() -> None:
+    corpus, config = corpus_of(sft_rows(9)), {"dataset_prepared_path": "prepared"}
+
+    def path(settings: DisperseSettings, corpus: Corpus = corpus) -> Path:
+        return assignment_path(config, settings, corpus)
+
+    assert path(DisperseSettings(4, assignment="out/disperse")) == Path("out/disperse/assignment.parquet")
+    assert path(DisperseSettings(4, assignment="out/a.parquet")) == Path("out/a.parquet")
+    own = path(DisperseSettings(4))
+    assert own.is_relative_to("prepared/untax")
+    assert own == path(DisperseSettings(4, cluster=2)), "one for all clusters"
+    assert len({own, path(DisperseSettings(3)), path(DisperseSettings(4), corpus_of(sft_rows(8)))}) == 3
 
 
 PROGRAM = """

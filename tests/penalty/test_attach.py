@@ -91,7 +91,7 @@ def test_steps_are_counted_from_where_the_trainer_resumed() -> None:
     trainer.training_step(X)
     trainer.state.global_step = 41
     trainer.training_step(X)
-    assert (attached.resumed_at, attached.steps) == (40, 2)
+    assert (attached.steps_before, attached.steps) == (40, 2)
 
 
 def test_several_penalties_are_added_up() -> None:

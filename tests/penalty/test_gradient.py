@@ -215,7 +215,7 @@ def test_gradient_is_that_of_loss_plus_penalty(
     section = workspace.manifest()["penalty"]
     assert section["l1"] == LAMBDA
     assert section["steps_penalised"] == workspace.manifest()["training"]["steps"] == 3
-    assert section["resumed_at"] == 0
+    assert section["steps_before"] == 0
     assert section["modules"] == 35
 
 

@@ -115,7 +115,7 @@ def test_a_resumed_training_counts_its_own_steps(workspace: Workspace, axolotl_t
     axolotl_train(resumed)
     manifest = workspace.manifest()
     assert manifest["training"]["steps"] == 5
-    assert manifest["penalty"]["resumed_at"] == 2
+    assert manifest["penalty"]["steps_before"] == 2
     assert manifest["penalty"]["steps_penalised"] == 3
 
 

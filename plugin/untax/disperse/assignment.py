@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from untax.disperse.clusters import ClusterFile, plan_clusters
 from untax.disperse.settings import DisperseSettings
 from untax.errors import UntaxError
 from untax.files import make_folder, new_file, plain_disk_errors
-from untax.manifest import MANIFEST_NAME, changed_outputs, digest_bytes, read_manifest, write_manifest
+from untax.manifest import MANIFEST_NAME, changed_outputs, digest_bytes, digest_json, read_manifest, write_manifest
 from untax.plugins import named
 
 FILE_NAME = "assignment.parquet"
@@ -61,10 +61,16 @@ class Assignment:
         return {int(source): self.path.parent / name for source, name in self.section["files"][cluster].items()}
 
 
-def assignment_path(given: str | Path) -> Path:
-    """``disperse_assignment`` as a file: a path without the suffix ``.parquet`` is the folder to put it in."""
-    path = Path(given)
-    return path if path.suffix == ".parquet" else path / FILE_NAME
+def assignment_path(cfg: Mapping[str, Any], settings: DisperseSettings, corpus: Corpus) -> Path:
+    """``disperse_assignment`` as a file; without it, one below ``dataset_prepared_path`` that is the corpus's own.
+
+    A path without the suffix ``.parquet`` is the folder to put ``assignment.parquet`` in.
+    """
+    if settings.assignment:
+        path = Path(settings.assignment)
+        return path if path.suffix == ".parquet" else path / FILE_NAME
+    own = digest_json([corpus.digest, settings.identity])[:16]
+    return Path(cfg.get("dataset_prepared_path") or "last_run_prepared") / "untax" / own / FILE_NAME
 
 
 def obtain(corpus: Corpus, settings: DisperseSettings, path: Path) -> Assignment:

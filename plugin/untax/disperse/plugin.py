@@ -9,9 +9,8 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
 from untax.data.corpus import Corpus, read_corpus
-from untax.disperse.assignment import FILE_NAME, Assignment, assignment_path, obtain
+from untax.disperse.assignment import Assignment, assignment_path, obtain
 from untax.disperse.settings import DisperseSettings, read_settings
-from untax.manifest import digest_json
 from untax.training.plugin import UntaxPlugin, plain_errors
 
 LOG = get_logger("axolotl.untax.disperse")
@@ -43,8 +42,7 @@ class DispersePlugin(UntaxPlugin):
             self.separate_prepared_data(cfg)
             return
         corpus = read_corpus(cfg)
-        given = settings.assignment
-        assignment = obtain(corpus, settings, assignment_path(given) if given else default_path(cfg, settings, corpus))
+        assignment = obtain(corpus, settings, assignment_path(cfg, settings, corpus))
         cluster = settings.cluster or 0
         cfg.datasets = rewritten(corpus, assignment.files(cluster))
         if settings.first_turn and cfg.test_datasets:
@@ -70,12 +68,6 @@ class DispersePlugin(UntaxPlugin):
         LOG.info(f"untax: training on {rows} rows ({which}, sizes {section['sizes']}, {assignment.path})")
 
 
-def default_path(cfg: Any, settings: DisperseSettings, corpus: Corpus) -> Path:
-    """A path below ``dataset_prepared_path`` that is the corpus's and the settings' own."""
-    own = digest_json([corpus.digest, settings.identity])[:16]
-    return Path(cfg.get("dataset_prepared_path") or "last_run_prepared") / "untax" / own / FILE_NAME
-
-
 def rewritten(corpus: Corpus, files: dict[int, Path]) -> list[DictDefault]:
     """``datasets:`` with every source replaced by its file; sources without one are left out."""
     return [DictDefault({**_kept(corpus.sources[index].entry), "path": str(path)}) for index, path in files.items()]
@@ -89,4 +81,4 @@ def _first_turn_tests(cfg: DictDefault) -> list[DictDefault]:
     """Held-out rows take the form of the training rows, and are not dispersed."""
     tests = read_corpus(cfg, key="test_datasets")
     cut = DisperseSettings(first_turn=True)
-    return rewritten(tests, obtain(tests, cut, default_path(cfg, cut, tests)).files(0))
+    return rewritten(tests, obtain(tests, cut, assignment_path(cfg, cut, tests)).files(0))

@@ -28,13 +28,13 @@ class Attached:
         factors: the layers they cover.
         weights: {key: lambda}.
         steps: optimizer steps they were added to.
-        resumed_at: the optimizer step that the trainer resumed from; 0 for a training from the start.
+        steps_before: optimizer steps that were taken before this process resumed the training; 0 from the start.
     """
 
     factors: list[Factors]
     weights: dict[str, float]
     steps: int = 0
-    resumed_at: int = 0
+    steps_before: int = 0
 
     def norms(self) -> DeltaNorms:
         """Norm and sparsity of the present delta."""
@@ -71,7 +71,7 @@ def _wrap_training_step(trainer: Any, penalties: Mapping[str, tuple[Penalty, flo
         loss = training_step(*args, **kwargs)
         if trainer.accelerator.sync_gradients:
             if attached.steps == 0:
-                attached.resumed_at = trainer.state.global_step
+                attached.steps_before = trainer.state.global_step
             scale = _loss_scale(trainer)
             for factors in attached.factors:
                 for penalty, weight in penalties.values():

@@ -55,7 +55,7 @@ class DeltaPenaltyPlugin(UntaxPlugin):
         self.record().sections["penalty"] = {
             **{key.removeprefix("delta_"): weight for key, weight in attached.weights.items()},
             "steps_penalised": attached.steps,
-            "resumed_at": attached.resumed_at,
+            "steps_before": attached.steps_before,
             "modules": norms.layers,
             "l1_norm": norms.l1,
             "sparsity": norms.sparsity,
