@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from untax.demo.demo import demo_spec
 from untax.recipes.presets import PRESETS, write_presets
+from untax.recipes.spec import DTM_MERGES, PAFT_MERGES, check_spec
+from untax.recipes.write import write_run_folder
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "recipes").rglob("*.yaml"))
@@ -38,9 +41,31 @@ def test_axolotl_accepts_each_training(path: Path, axolotl_validated):
 
 @pytest.mark.parametrize("path", MERGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_mergekit_accepts_each_merge(path: Path):
-    from mergekit.config import MergeConfiguration
-    from mergekit.merge_methods import registry
+    assert_mergekit_accepts(path)
 
-    config = MergeConfiguration.model_validate(yaml.safe_load(path.read_text()))
-    assert registry.get(config.merge_method)
-    assert all(model.lora is not None for model in config.referenced_models() if model != config.base_model)
+
+def test_mergekit_accepts_every_merge_of_a_run_folder(tmp_path: Path):
+    """Every method of every arm, scaled and not."""
+    content = demo_spec().model_dump(exclude_none=True)
+    paft_merges = [method for method in PAFT_MERGES if method != "slerp"]
+    arms = {
+        **content["arms"],
+        "dtm": {"clusters": 3, "merge": list(DTM_MERGES), "scales": [1, 0.5]},
+        "paft": {"merge": paft_merges, "scales": [1, 0.5]},
+        "parallel": {"merge": list(PAFT_MERGES)},
+    }
+    write_run_folder(check_spec({**content, "arms": arms}, where="test"), tmp_path)
+    configs = sorted((tmp_path / "mergekit_configs").glob("*.yaml"))
+    assert len(configs) == 4 + 8 + 8 + 5 + 1
+    for path in configs:
+        assert_mergekit_accepts(path)
+
+
+def assert_mergekit_accepts(path: Path) -> None:
+    """The schema, the method, and its parameters: none missing, none that mergekit would ignore."""
+    from untax.merge import engine
+    from untax.merge.parameters import check_parameters
+
+    engine.import_quietly()
+    config = engine.read_config(yaml.safe_load(path.read_text()), where=path)
+    assert check_parameters(config, where=path) == []

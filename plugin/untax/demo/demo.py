@@ -48,7 +48,7 @@ PREFERENCE = {
 def demo_spec() -> RunSpec:
     """The demo's recipe: every arm on the bundled base, data and suite."""
     content: dict[str, Any] = {
-        "base": "base",
+        "base": "./base",
         "device": "cpu",
         "sft": [{"path": "data/sft.jsonl", "type": "alpaca"}],
         "preference": [

@@ -50,6 +50,7 @@ class Node:
         outputs: the folders that it finishes, each with a manifest.
         config: its YAML, if it has one.
         needs: names of the nodes that must be finished before.
+        share: the share of the data that it works on, for the order in which nodes start.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Node:
     outputs: tuple[str, ...]
     config: str | None = None
     needs: tuple[str, ...] = ()
+    share: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from untax.recipes.axolotl_yaml import dump
 
 DENSITY = 0.5
+Built = tuple[dict[str, Any], list[str]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def render(merge: Merge, *, purpose: list[str], needs: str, command: str) -> str
     return "\n".join(lines) + dump({**keys, "dtype": "float32", "out_dtype": merge.dtype})
 
 
-def _keys(merge: Merge) -> tuple[dict[str, Any], list[str]]:
+def _keys(merge: Merge) -> Built:
     builders = {
         "average": _average,
         "linear": _average,
@@ -55,45 +56,47 @@ def _keys(merge: Merge) -> tuple[dict[str, Any], list[str]]:
 
 def _models(merge: Merge, **parameters: float) -> list[dict[str, Any]]:
     return [
-        {"model": f"{merge.base}+{adapter}", **({"parameters": dict(parameters)} if parameters else {})}
+        {"model": f"{local(merge.base)}+{local(adapter)}", **({"parameters": dict(parameters)} if parameters else {})}
         for adapter in merge.adapters
     ]
 
 
-def _average(merge: Merge) -> tuple[dict[str, Any], list[str]]:
-    share = 1 / len(merge.adapters)
-    notes = [
-        f"Equal weights 1/{len(merge.adapters)} (DTM equation 1)."
-        if merge.method == "average"
-        else "Equal weights (ours)."
-    ]
-    if merge.scale == 1:
-        return {"merge_method": "linear", "base_model": merge.base, "models": _models(merge, weight=share)}, notes
-    scaled = {
-        "merge_method": "task_arithmetic",
-        "base_model": merge.base,
-        "models": _models(merge, weight=share),
-        "parameters": {"normalize": False, "lambda": merge.scale},
+def _average(merge: Merge) -> Built:
+    """A weighted sum of whole models; scaling the delta by x is giving the base the weight 1 - x.
+
+    mergekit counts ``base_model`` among the models of ``linear``, so the base is listed, if only with weight 0.
+    """
+    share = merge.scale / len(merge.adapters)
+    base = {"model": local(merge.base), "parameters": {"weight": 1 - merge.scale}}
+    keys = {
+        "merge_method": "linear",
+        "base_model": local(merge.base),
+        "models": [base, *_models(merge, weight=share)],
+        "parameters": {"normalize": False},
     }
-    return scaled, [*notes, f"The delta is scaled by {merge.scale:g}: base + {merge.scale:g} * (average - base)."]
+    weights = f"Equal weights 1/{len(merge.adapters)}" + (
+        " (DTM equation 1)." if merge.method == "average" else " (ours)."
+    )
+    scaled = "" if merge.scale == 1 else f" Scaled by {merge.scale:g}: base + {merge.scale:g} * (average - base)."
+    return keys, [weights + scaled, "mergekit counts the base among the models of linear, hence its own weight."]
 
 
-def _task_arithmetic(merge: Merge) -> tuple[dict[str, Any], list[str]]:
+def _task_arithmetic(merge: Merge) -> Built:
     single = len(merge.adapters) == 1
     notes = [] if single else ["Deltas are added with weight 1 each (ours; the papers give no weights)."]
     keys = {
         "merge_method": "task_arithmetic",
-        "base_model": merge.base,
+        "base_model": local(merge.base),
         "models": _models(merge, weight=1.0),
         "parameters": {"normalize": False, "lambda": merge.scale},
     }
     return keys, notes + _scale_note(merge)
 
 
-def _ties(merge: Merge) -> tuple[dict[str, Any], list[str]]:
+def _ties(merge: Merge) -> Built:
     keys = {
         "merge_method": "ties",
-        "base_model": merge.base,
+        "base_model": local(merge.base),
         "models": _models(merge, weight=1.0, density=DENSITY),
         "parameters": {"normalize": True, "lambda": merge.scale},
     }
@@ -103,10 +106,10 @@ def _ties(merge: Merge) -> tuple[dict[str, Any], list[str]]:
     ]
 
 
-def _dare(merge: Merge) -> tuple[dict[str, Any], list[str]]:
+def _dare(merge: Merge) -> Built:
     keys = {
         "merge_method": merge.method,
-        "base_model": merge.base,
+        "base_model": local(merge.base),
         "models": _models(merge, weight=1 / len(merge.adapters), density=DENSITY),
         "parameters": {"normalize": False, "lambda": merge.scale},
     }
@@ -114,7 +117,7 @@ def _dare(merge: Merge) -> tuple[dict[str, Any], list[str]]:
     return keys, [*notes, *_scale_note(merge)]
 
 
-def _slerp(merge: Merge) -> tuple[dict[str, Any], list[str]]:
+def _slerp(merge: Merge) -> Built:
     """Spherical interpolation of two full models; ``scale`` has no place in it."""
     models = _models(merge)
     keys = {"merge_method": "slerp", "base_model": models[0]["model"], "models": models, "parameters": {"t": 0.5}}
@@ -123,3 +126,8 @@ def _slerp(merge: Merge) -> tuple[dict[str, Any], list[str]]:
 
 def _scale_note(merge: Merge) -> list[str]:
     return [] if merge.scale == 1 else [f"The merged delta is scaled by {merge.scale:g} (lambda)."]
+
+
+def local(path: str) -> str:
+    """A path as mergekit takes it for one: it looks up on the hub what has the form of a hub id."""
+    return f"./{path}" if path.startswith("outputs/") else path

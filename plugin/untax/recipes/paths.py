@@ -21,7 +21,7 @@ def seen_from_run(path: str, folder: Path, *, where: object) -> str:
         UntaxError: there is no such file, and it cannot be a hub id.
     """
     if Path(path).exists():
-        return os.path.relpath(Path(path).resolve(), folder.resolve())
+        return explicit(os.path.relpath(Path(path).resolve(), folder.resolve()))
     if not is_local(path):
         return path
     raise UntaxError(
@@ -29,6 +29,11 @@ def seen_from_run(path: str, folder: Path, *, where: object) -> str:
         where=f"{where} {path}",
         fix="Check the path; it is taken from the present folder.",
     )
+
+
+def explicit(path: str) -> str:
+    """A relative path that no tool takes for a hub id."""
+    return path if path.startswith((".", "/")) else f"./{path}"
 
 
 def is_local(path: str) -> bool:
@@ -42,7 +47,7 @@ def rebased(spec: RunSpec, old: Path, new: Path) -> RunSpec:
         return spec
 
     def moved(path: str) -> str:
-        return os.path.relpath((old / path).resolve(), new.resolve()) if (old / path).exists() else path
+        return explicit(os.path.relpath((old / path).resolve(), new.resolve())) if (old / path).exists() else path
 
     def entries(listed: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
         return None if listed is None else [{**entry, "path": moved(entry["path"])} for entry in listed]

@@ -128,6 +128,7 @@ class _Builder:
                 "Disperse-Then-Merge, section 4.2.",
             ],
             needs=("disperse",),
+            share=1 / arm.clusters,
         )
 
     def _disperse(self) -> None:
@@ -135,7 +136,9 @@ class _Builder:
         node = Node("disperse", "disperse", ("untax", "disperse", config), (self.layout.output("disperse"),), config)
         self.nodes.setdefault("disperse", node)
 
-    def _train(self, name: str, keys: dict[str, Any], *, purpose: list[str], needs: Sequence[str] = ()) -> str:
+    def _train(
+        self, name: str, keys: dict[str, Any], *, purpose: list[str], needs: Sequence[str] = (), share: float = 1.0
+    ) -> str:
         """Add a training once and return its adapter's folder."""
         config, output = self.layout.recipe(name), self.layout.output(name)
         launcher = ["--launcher", "python"] if self.spec.device == "cpu" else []
@@ -153,7 +156,7 @@ class _Builder:
                 command=self._launch(command),
                 origin=self._origin(keys),
             )
-            self.nodes[name] = Node(name, "train", command, (output,), config, tuple(needs))
+            self.nodes[name] = Node(name, "train", command, (output,), config, tuple(needs), share)
         return output
 
     def _common_keys(self, base: str, training: dict[str, Any]) -> dict[str, Any]:
@@ -213,11 +216,12 @@ class _Builder:
         config, output = self.layout.config(name), self.layout.output(name)
         if name in self.nodes:
             return
-        start = [merge.base.rsplit("/", 1)[-1]] if merge.base != self.spec.base else []
+        made_here = [merge.base] if merge.base != self.spec.base else []
+        start = [folder.rsplit("/", 1)[-1] for folder in made_here]
         self.files[config] = mergekit_yaml.render(
             merge,
             purpose=purpose,
-            needs=", ".join(merge.adapters),
+            needs=", ".join([*made_here, *merge.adapters]),
             command=self._launch(("mergekit-yaml", config, output)),
         )
         self.nodes[name] = Node(name, "merge", ("untax", "merge", config, output), (output,), config, (*needs, *start))

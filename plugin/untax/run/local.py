@@ -131,13 +131,13 @@ class Engine:
         return None if reason is None else f"ended well, but {reason}; log: {running.log}"
 
 
-def chain_lengths(nodes: tuple[Node, ...]) -> dict[str, int]:
+def chain_lengths(nodes: tuple[Node, ...]) -> dict[str, float]:
     """For each node the length of the longest chain that begins with it: long chains start first."""
-    lengths: dict[str, int] = {}
+    lengths: dict[str, float] = {}
     by_name = {node.name: node for node in nodes}
     for name in reversed([*graphlib.TopologicalSorter({node.name: node.needs for node in nodes}).static_order()]):
         after = [lengths[other.name] for other in nodes if name in other.needs]
-        lengths[name] = LENGTH[by_name[name].kind] + max(after, default=0)
+        lengths[name] = LENGTH[by_name[name].kind] * by_name[name].share + max(after, default=0)
     return lengths
 
 
