@@ -7,13 +7,14 @@ READY := $(VENV)/.ready
 DEMO := demo-run
 export AXOLOTL_DO_NOT_TRACK := 1
 
-.PHONY: demo test test-slow lint format recipes clean help
+.PHONY: demo test test-slow lint format recipes docs clean help
 
 help:
 	@echo "make demo       the whole job on a bundled 260k-parameter model, into ./$(DEMO) (CPU, minutes)"
 	@echo "make test       the tests        make test-slow   the long ones too"
 	@echo "make lint       ruff and mypy    make format      reformat the code"
 	@echo "make recipes    write recipes/ and mergekit_configs/ again"
+	@echo "make docs       write docs/cli.md and docs/hooks.md again"
 
 demo: $(READY)
 	@echo "== untax demo: base, vanilla, DTM, PAFT and their comparisons into ./$(DEMO)"
@@ -39,6 +40,9 @@ format: $(READY)
 
 recipes: $(READY)
 	$(BIN)/python -m untax.recipes.presets
+
+docs: $(READY)
+	$(BIN)/python docs/build.py
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "untax needs Python 3.11, 3.12 or 3.13: install one, or run make PYTHON=/path/to/python"; exit 1; }
