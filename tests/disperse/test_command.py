@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from datasets import enable_progress_bars
 
 from toys import Workspace, sft_rows, write_jsonl
 from untax.cli.disperse import command
@@ -26,6 +27,7 @@ KEYS: dict[str, Any] = {
 def disperse(workspace: Workspace) -> Iterator[Callable[[Path], Result]]:
     yield lambda config: CliRunner().invoke(command, [str(config)])
     logging.disable(logging.NOTSET)
+    enable_progress_bars()
 
 
 def test_sizes_and_table(workspace: Workspace, disperse: Callable[[Path], Result]) -> None:
@@ -35,14 +37,14 @@ def test_sizes_and_table(workspace: Workspace, disperse: Callable[[Path], Result
     first = disperse(config)
     assert first.exit_code == 0, first.exception
     section = (read_manifest(Path("outputs/disperse")) or {})["disperse"]
-    lines = [line.split() for line in first.output.splitlines()]
+    lines = [line.split() for line in first.stdout.splitlines()]
     assert lines[0][0] == "outputs/disperse/assignment.parquet:"
     assert ["0:sft.jsonl", *map(str, section["sources"]["0:sft.jsonl"]), "24"] in lines
     assert ["all", *map(str, section["sizes"]), "44"] in lines
     before = workspace.files()
     again = disperse(config)
-    assert "already made" in again.output
-    assert again.output.splitlines()[1:] == first.output.splitlines()[1:]
+    assert "already made" in again.stdout
+    assert again.stdout.splitlines()[1:] == first.stdout.splitlines()[1:]
     assert workspace.files() == before
 
 

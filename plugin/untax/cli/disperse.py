@@ -61,9 +61,11 @@ def _quieten() -> None:
     import warnings
 
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
+    from datasets import disable_progress_bars
+
+    disable_progress_bars()
 
 
 def _show(assignment: Assignment) -> None:
