@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +19,22 @@ from untax.recipes.write import write_run_folder
 UNTAX = Path(sys.executable).parent / "untax"
 
 
-def small_spec(*, suite: str | None) -> RunSpec:
+ARMS: dict[str, Any] = {
+    "vanilla": {"scales": [1.0]},
+    "dtm": {"clusters": 2, "scales": [1.0, 0.5]},
+    "paft": {"delta_l1": 0.001, "merge": ["ties"]},
+}
+
+
+def small_spec(*, suite: str | None, arms: Iterable[str]) -> RunSpec:
     """Every kind of node, on a few rows: vanilla, two clusters, sparse SFT, DPO, merges and scores."""
     content: dict[str, Any] = demo_spec().model_dump(exclude_none=True)
-    arms = {
-        "vanilla": {"scales": [1.0]},
-        "dtm": {"clusters": 2, "scales": [1.0, 0.5]},
-        "paft": {"delta_l1": 0.001, "merge": ["ties"]},
-    }
-    return check_spec({**content, "arms": arms, "suite": suite}, where="the small recipe")
+    chosen = {name: ARMS[name] for name in arms}
+    return check_spec({**content, "arms": chosen, "suite": suite}, where="the small recipe")
 
 
-def _make_run_folder(folder: Path, *, suite: str | None) -> Path:
-    write_run_folder(small_spec(suite=suite), folder)
+def _make_run_folder(folder: Path, *, suite: str | None, arms: Iterable[str] = tuple(ARMS)) -> Path:
+    write_run_folder(small_spec(suite=suite, arms=arms), folder)
     shutil.copytree(BUNDLE / "base", folder / "base")
     (folder / "data").mkdir()
     for name, count in (("sft", 64), ("preference", 24)):

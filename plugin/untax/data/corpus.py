@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from untax.data.digest import corpus_digest, row_digest
 from untax.errors import UntaxError
+from untax.manifest import digest_file, digest_files
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -200,3 +201,11 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def identity(entry: Mapping[str, Any]) -> str:
+    """The digest of a local dataset's content; for any other dataset its revision, or ``unknown``."""
+    path = Path(str(entry["path"]))
+    if path.is_file():
+        return digest_file(path)
+    return digest_files(path, ["**/*"]) if path.is_dir() else str(entry.get("revision") or "unknown")

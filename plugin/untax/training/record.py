@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from untax.data.corpus import identity
 from untax.errors import UntaxError
-from untax.manifest import digest_file, digest_files, digest_model, write_manifest
+from untax.manifest import digest_file, digest_model, write_manifest
 
 DEFAULT_SEED = 42
 ADAPTER_FILES = ("adapter_model*.safetensors", "adapter_model.safetensors.index.json", "adapter_config.json")
@@ -69,18 +70,11 @@ def file_identity(path: Any) -> dict[str, str] | None:
 def dataset_identities(cfg: Any) -> dict[str, str]:
     """The digest of every local dataset file or folder; for any other dataset its revision."""
     return {
-        f"{key}/{entry['path']}": _dataset_identity(entry)
+        f"{key}/{entry['path']}": identity(entry)
         for key in ("datasets", "test_datasets")
         for entry in cfg.get(key) or []
         if entry.get("path")
     }
-
-
-def _dataset_identity(entry: Any) -> str:
-    path = Path(entry["path"])
-    if path.is_file():
-        return digest_file(path)
-    return digest_files(path, ["**/*"]) if path.is_dir() else str(entry.get("revision") or "unknown")
 
 
 def effective_seed(cfg: Any) -> int:
