@@ -51,6 +51,7 @@ def registry(hook: str) -> dict[str, Any]:
         UntaxError: two plugins register the same name.
     """
     merged: dict[str, Any] = {}
+    owners: dict[str, str] = {}
     caller = getattr(manager().hook, hook)
     for implementation in caller.get_hookimpls():
         provided: Mapping[str, Any] = implementation.function()
@@ -58,10 +59,10 @@ def registry(hook: str) -> dict[str, Any]:
             if name in merged:
                 raise UntaxError(
                     f"Two plugins register '{name}' through {hook}.",
-                    where=implementation.plugin_name,
+                    where=f"{owners[name]} and {implementation.plugin_name}",
                     fix="Uninstall one or rename its entry.",
                 )
-            merged[name] = value
+            merged[name], owners[name] = value, implementation.plugin_name
     if not merged:
         raise UntaxError(
             f"Nothing is registered for {hook}.", fix="Install untax itself, not only its source: `pip install -e .`."

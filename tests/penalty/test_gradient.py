@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch.func import functional_call
 
 BASE = Path(__file__).resolve().parents[2] / "plugin" / "untax" / "demo" / "base"
 LAMBDA = 0.01
+# How Axolotl averages the loss over micro-batches: each alike in 0.19, each token alike in 0.21.
+OVER_ALL_TOKENS = tuple(map(int, metadata.version("axolotl").split(".")[:2])) >= (0, 20)
 
 
 @dataclasses.dataclass
@@ -161,7 +164,7 @@ def combined(of_loss: dict[str, torch.Tensor], of_norm: dict[str, torch.Tensor],
 
 
 def check_steps(
-    recording: Recording, base: Any, scale: Callable[[str], float], *, over_all_tokens: bool = False
+    recording: Recording, base: Any, scale: Callable[[str], float], *, over_all_tokens: bool = OVER_ALL_TOKENS
 ) -> None:
     for index, step in enumerate(recording.steps):
         of_loss, of_norm, loss = reference(base, step, scale, over_all_tokens=over_all_tokens)

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from untax.adapters.stored import ADAPTER_FILES
+from untax.data.corpus import identity
 from untax.errors import UntaxError
 from untax.evaluate.score import is_scored
 from untax.manifest import changed_outputs, digest_file, digest_files, digest_model, read_manifest
@@ -63,16 +64,18 @@ def _unmade(node: Node, folder: Path, name: str) -> str | None:
 
 def input_digest(key: str, config: dict[str, Any], folder: Path) -> str | None:
     """The present digest of an input that a manifest names; None when it is not a thing of this machine."""
-    if key == "base":
-        key = str(config.get("base_model"))
-    path = folder / key.removeprefix("test_datasets/").removeprefix("datasets/")
-    if path.is_file():
-        return digest_file(path)
+    kind, _, dataset = key.partition("/")
+    if kind in ("datasets", "test_datasets"):
+        path = folder / dataset
+        return identity({"path": path}) if path.exists() else _missing(dataset)
+    path = folder / (str(config.get("base_model")) if key == "base" else key)
     if (path / "adapter_config.json").is_file():
         return digest_files(path, ADAPTER_FILES)
-    if path.is_dir():
-        return digest_model(path)
-    return "missing" if "outputs/" in key else None
+    return digest_model(path) if path.is_dir() else _missing(str(path))
+
+
+def _missing(path: str) -> str | None:
+    return "missing" if "outputs/" in path else None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

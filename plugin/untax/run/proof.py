@@ -40,14 +40,15 @@ def _cluster(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
 
 
 def _penalty(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
-    weight = config.get("delta_l1")
-    if not weight:
+    wanted = {key.removeprefix("delta_"): value for key, value in config.items() if key.startswith("delta_") and value}
+    if not wanted:
         return None
     section, steps = manifest.get("penalty"), manifest.get("training", {}).get("steps")
     if section is None or not section.get("steps_penalised"):
         return "the manifest does not prove that DeltaPenaltyPlugin ran: the delta was not penalised"
-    if section.get("l1") != weight:
-        return f"the penalty had lambda {section.get('l1')}, and the YAML asks for {weight}"
+    for name, weight in wanted.items():
+        if section.get(name) != weight:
+            return f"the penalty {name} had lambda {section.get(name)}, and the YAML asks for {weight}"
     if section["steps_penalised"] + section.get("steps_before", 0) != steps:
         return f"only {section['steps_penalised']} of {steps} steps were penalised"
     return None

@@ -119,8 +119,8 @@ class UntaxPlugin(BasePlugin):
 
     @plain_errors
     def post_train_unload(self, cfg: DictDefault) -> None:
-        """Write the manifest, last of all."""
-        if _is_main_process():
+        """Write the manifest, last of all. Axolotl 0.21 calls this after a failed training too: then there is none."""
+        if _is_main_process() and sys.exc_info()[0] is None:
             self.record().write(cfg)
 
 
