@@ -33,7 +33,7 @@ def test_every_training_proves_what_it_did(finished: Path):
         assert made["training"]["rows"] == sizes[cluster]
     sparse = manifest(finished, "sft-sparse")
     assert sparse["penalty"]["l1"] == 0.001
-    assert sparse["penalty"]["steps_penalised"] == sparse["training"]["steps"] == 8
+    assert sparse["penalty"]["steps_penalised"] == sparse["training"]["steps"] == 32
     assert manifest(finished, "sft")["training"]["rows"] == 64
     assert manifest(finished, "dpo")["training"]["kind"] == "dpo"
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 MAX_ROW = 288  # tokens of prompt and response with BOS and EOS
 MAX_PAIR = 440  # tokens of prompt and longer answer with BOS and EOS
-HELDOUT_SHARE = 1 / 16  # of each source's training rows
+HELDOUT_SHARE = 1 / 12  # of each source's training rows
 HELDOUT_PAIRS = 150
 MAX_PAIRS_PER_HELDOUT_PROMPT = 4  # prompts with more pairs are trained on: pairs of one prompt are not independent
 SAMPLES, SAMPLE_TOKENS = 120, 200

@@ -29,19 +29,23 @@ SFT = {
     "lora_dropout": 0.0,
     "lora_target_linear": True,
     "num_epochs": 1,
-    "micro_batch_size": 8,
+    # Small batches cost a 260k-parameter model no time, and a sub-model that sees a quarter of the rows needs its steps.
+    "micro_batch_size": 2,
     "gradient_accumulation_steps": 1,
     "optimizer": "adamw_torch",
     "learning_rate": 0.001,
     "lr_scheduler": "cosine",
     "warmup_ratio": 0.1,
     "weight_decay": 0.0,
+    "logging_steps": 20,
 }
 PREFERENCE = {
     **{key: value for key, value in SFT.items() if key != "train_on_inputs"},
     "rl": "dpo",
     "rl_beta": 0.1,
     "sequence_len": 512,
+    "micro_batch_size": 8,
+    "logging_steps": 1,
 }
 
 
