@@ -29,7 +29,7 @@ SFT = {
     "lora_dropout": 0.0,
     "lora_target_linear": True,
     "num_epochs": 1,
-    # Small batches cost a 260k-parameter model no time, and a sub-model that sees a quarter of the rows needs its steps.
+    # Small batches cost a 260k-parameter model no time, and a sub-model with a quarter of the rows needs its steps.
     "micro_batch_size": 2,
     "gradient_accumulation_steps": 1,
     "optimizer": "adamw_torch",
