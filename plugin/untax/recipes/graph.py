@@ -51,6 +51,7 @@ class Node:
         config: its YAML, if it has one.
         needs: names of the nodes that must be finished before.
         share: the share of the data that it works on, for the order in which nodes start.
+        models: what a score node scores, one model for each of ``outputs``.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Node:
     config: str | None = None
     needs: tuple[str, ...] = ()
     share: float = 1.0
+    models: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import PurePath
 from typing import Any
 
 from untax.recipes import axolotl_yaml, mergekit_yaml
-from untax.recipes.graph import Kind, Layout, Node, Plan, ScoredModel
+from untax.recipes.graph import Layout, Node, Plan, ScoredModel
 from untax.recipes.mergekit_yaml import Merge
 from untax.recipes.papers import device_settings, origin, values
 from untax.recipes.spec import Dtm, Paft, Parallel, RunSpec, Sequential, Vanilla
@@ -47,7 +46,7 @@ class _Builder:
         self.alone = len([arm for arm in spec.arms.names if arm != "vanilla"]) == 1
         self.files: dict[str, str] = {}
         self.nodes: dict[str, Node] = {}
-        self.models = [ScoredModel(BASE, 0.0, spec.base, layout.results(PurePath(spec.base).name))]
+        self.models = [ScoredModel(BASE, 0.0, spec.base, layout.results(BASE))]
 
     def plan(self) -> Plan:
         """All that was collected, and the scoring of it."""
@@ -235,13 +234,13 @@ class _Builder:
         if self.spec.suite is None:
             return
         for arm in dict.fromkeys(model.arm for model in self.models):
-            models = [model for model in self.models if model.arm == arm]
-            command = ("untax", "eval", *(model.model for model in models), "--suite", self.spec.suite)
-            needs = [] if arm == BASE else [model.model.rsplit("/", 1)[-1] for model in models]
-            kind: Kind = "score"
-            self.nodes[f"score-{arm}"] = Node(
-                f"score-{arm}", kind, command, tuple(model.results for model in models), None, tuple(needs)
-            )
+            scored = [model for model in self.models if model.arm == arm]
+            models, results = tuple(model.model for model in scored), tuple(model.results for model in scored)
+            # The base's results have a name of their own: a base may be called like one of the models.
+            name = ("--as", BASE) if arm == BASE else ()
+            command = ("untax", "eval", *models, "--suite", self.spec.suite, *name)
+            needs = () if arm == BASE else tuple(model.rsplit("/", 1)[-1] for model in models)
+            self.nodes[f"score-{arm}"] = Node(f"score-{arm}", "score", command, results, None, needs, models=models)
 
     def _launch(self, command: Sequence[str]) -> str:
         return f"cd {self.folder} && {' '.join(command)}"
