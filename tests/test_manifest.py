@@ -83,7 +83,22 @@ def test_no_manifest(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "file") is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"outputs": []}', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b"\xff\xfe",
+        b"null",
+        b'{"outputs": {}}',
+        b'{"what": "adapter"}',
+        b'{"what": "adapter", "outputs": []}',
+        b'{"what": "adapter", "outputs": {"a.bin": null}}',
+        b'{"what": 1, "outputs": {}}',
+    ],
+)
 def test_what_is_no_manifest(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "untax.json").write_bytes(content)
     with pytest.raises(UntaxError, match="manifest") as error:

@@ -135,9 +135,17 @@ def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> dict[str, Any] | N
         raise UntaxError(
             f"The manifest cannot be read: {error}.", where=path, fix="Remove it and make the artifact again."
         ) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("outputs"), dict):
+    if not _is_manifest(manifest):
         raise UntaxError("This is not an untax manifest.", where=path, fix="Remove it and make the artifact again.")
     return manifest
+
+
+def _is_manifest(content: Any) -> bool:
+    """Whether what every reader takes for granted is there; JSON keys are text by themselves."""
+    if not isinstance(content, dict) or not isinstance(content.get("what"), str):
+        return False
+    outputs = content.get("outputs")
+    return isinstance(outputs, dict) and all(isinstance(digest, str) for digest in outputs.values())
 
 
 def changed_outputs(folder: Path, manifest: dict[str, Any]) -> list[str]:

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from toys import Workspace, sft_rows, write_jsonl
-from untax.data.corpus import Corpus, check_entries, read_corpus
+from untax.data.corpus import Corpus, check_entries, entries_digest, read_corpus
 from untax.errors import UntaxError
+from untax.manifest import digest_file
 
 
 def read(*entries: dict[str, Any], **config: Any) -> Corpus:
@@ -136,3 +137,37 @@ def test_files_that_cannot_be_read(workspace: Workspace, name: str) -> None:
 def test_a_dataset_of_the_hub_that_is_not_there(workspace: Workspace) -> None:
     with pytest.raises(UntaxError, match="cannot be read"):
         read({"path": "nobody/nothing"})
+
+
+def test_the_digest_of_entries_changes_with_what_is_read() -> None:
+    entry = {"path": "a.jsonl", "type": "alpaca"}
+    changes: list[dict[str, Any]] = [
+        {"path": "b.jsonl"},
+        {"split": "train[:5]"},
+        {"name": "main"},
+        {"data_files": ["a", "b"]},
+        {"ds_type": "json"},
+        {"shards": 2},
+        {"shards": 2, "shards_idx": 1},
+        {"preprocess_shards": 2},
+        {"revision": "abc"},
+    ]
+    digests = [entries_digest([entry]), entries_digest([entry, entry]), entries_digest([])]
+    digests += [entries_digest([{**entry, **change}]) for change in changes]
+    assert len(set(digests)) == len(digests)
+    two = [entry, {"path": "b.jsonl"}]
+    assert entries_digest(two) != entries_digest(two[::-1])
+
+
+def test_the_digest_of_entries_does_not_change_with_how_rows_are_used() -> None:
+    from axolotl.utils.dict import DictDefault
+
+    entry = {"path": "a.jsonl", "shards": 2}
+    same: list[Any] = [{**entry, "type": "alpaca", "name": None}, {**entry, "shards": "2"}, DictDefault(entry)]
+    assert {entries_digest([other]) for other in same} == {entries_digest([entry])}
+
+
+def test_a_source_keeps_the_digest_of_the_file_that_was_read(workspace: Workspace) -> None:
+    corpus, before = read({"path": "sft.jsonl"}), digest_file(Path("sft.jsonl"))
+    write_jsonl(Path("sft.jsonl"), sft_rows(3))
+    assert corpus.sources[0].digest == before

@@ -8,8 +8,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from toys import Workspace, preference_rows, sft_rows, write_jsonl
+from untax.data.corpus import entries_digest
+from untax.manifest import digest_file, read_manifest
 
 ASSIGNMENT = "outputs/disperse/assignment.parquet"
 KEYS: dict[str, Any] = {
@@ -67,8 +70,11 @@ def test_training_one_cluster_after_preprocessing_another(
     assert workspace.manifest("out-1")["training"]["rows"] == section["rows"]
     assert workspace.manifest("out-0")["disperse"]["assignment"] == section["assignment"]
     inputs = workspace.manifest("out-1")["inputs"]
-    assert [name for name in inputs if "cluster-1-of-3" in name]
-    assert not [name for name in inputs if "sft.jsonl" in name]
+    assert set(inputs) == {"base", "datasets/sft.jsonl"}
+    assert inputs["datasets/sft.jsonl"] == digest_file(Path("sft.jsonl"))
+    assert [name for name in section["files"] if "cluster-1-of-3" in name]
+    written = yaml.safe_load(Path("1.yaml").read_text())["datasets"]
+    assert (read_manifest(Path(ASSIGNMENT).parent) or {})["disperse"]["entries"] == entries_digest(written)
 
 
 def test_a_changed_file_under_the_same_name_is_refused_and_not_trained_from_the_cache(
@@ -134,4 +140,9 @@ def test_first_turns_of_dialogues(
     )
     assert len(seen[0]) == 12
     assert all(text.count("Response") == 1 for text in seen[0])
-    assert workspace.manifest()["disperse"]["clusters"] == 1
+    manifest = workspace.manifest()
+    assert manifest["disperse"]["clusters"] == 1
+    files = {"datasets/talks.jsonl": "talks.jsonl", "test_datasets/held.jsonl": "held.jsonl"}
+    assert {key: digest for key, digest in manifest["inputs"].items() if key != "base"} == {
+        key: digest_file(Path(name)) for key, name in files.items()
+    }

@@ -13,8 +13,9 @@ from datasets import enable_progress_bars
 
 from toys import Workspace, sft_rows, write_jsonl
 from untax.cli.disperse import command
+from untax.data.corpus import entries_digest
 from untax.errors import UntaxError
-from untax.manifest import read_manifest
+from untax.manifest import digest_file, read_manifest
 
 KEYS: dict[str, Any] = {
     "plugins": ["untax.DispersePlugin"],
@@ -36,7 +37,10 @@ def test_sizes_and_table(workspace: Workspace, disperse: Callable[[Path], Result
     config = workspace.config(**KEYS, datasets=datasets)
     first = disperse(config)
     assert first.exit_code == 0, first.exception
-    section = (read_manifest(Path("outputs/disperse")) or {})["disperse"]
+    manifest = read_manifest(Path("outputs/disperse")) or {}
+    section = manifest["disperse"]
+    assert manifest["inputs"] == {f"datasets/{name}": digest_file(Path(name)) for name in ("sft.jsonl", "more.jsonl")}
+    assert section["entries"] == entries_digest(datasets)
     lines = [line.split() for line in first.stdout.splitlines()]
     assert lines[0][0] == "outputs/disperse/assignment.parquet:"
     assert ["0:sft.jsonl", *map(str, section["sources"]["0:sft.jsonl"]), "24"] in lines
@@ -88,3 +92,4 @@ def test_what_is_no_configuration(workspace: Workspace, disperse: Callable[[Path
     result = disperse(Path("bad.yaml"))
     assert isinstance(result.exception, UntaxError)
     assert "bad.yaml" in str(result.exception)
+    assert result.exception.fix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import yaml
 
 from toys import Workspace, sft_rows, write_jsonl
 from untax.manifest import changed_outputs, digest_file, digest_model
+from untax.training.started import is_claimed
 
 Train = Callable[[Path], None]
 
@@ -58,6 +60,65 @@ def test_the_manifest_says_what_was_done(workspace: Workspace, axolotl_train: Tr
     assert manifest["penalty"]["l1"] == 0.001
     assert 0 < manifest["penalty"]["sparsity"] < 1
     assert manifest["penalty"]["l1_norm"] > 0
+
+
+def test_what_is_edited_during_a_training_does_not_pass_for_what_it_was_started_with(
+    workspace: Workspace, axolotl_train: Train, base_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import Trainer
+
+    shutil.copytree(base_model, "base")
+    config = workspace.config(plugins=["untax.ManifestPlugin"], base_model="base", max_steps=1)
+    before = (digest_file(config), digest_model("base"), digest_file(Path("sft.jsonl")))
+    step = Trainer.training_step
+
+    def edit(self: Any, *args: Any, **kwargs: Any) -> Any:
+        for path in (config, Path("sft.jsonl"), Path("base/config.json")):
+            path.write_text(path.read_text() + "\n")
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "training_step", edit)
+    axolotl_train(config)
+    manifest = workspace.manifest()
+    recorded = (manifest["config"]["digest"], manifest["inputs"]["base"], manifest["inputs"]["datasets/sft.jsonl"])
+    assert recorded == before
+    now = (digest_file(config), digest_model("base"), digest_file(Path("sft.jsonl")))
+    assert not set(now) & set(before)
+
+
+def test_a_training_resumes_its_own_checkpoints_only(
+    workspace: Workspace, axolotl_train: Train, refused: Callable[[Path], str]
+) -> None:
+    keys: dict[str, Any] = {"plugins": ["untax.ManifestPlugin"], "auto_resume_from_checkpoints": True, "max_steps": 2}
+    config = workspace.config(**keys, save_strategy="steps", save_steps=1)
+    axolotl_train(config)
+    assert is_claimed(Path("out")), "until the process ends"
+    first = workspace.manifest()
+    shutil.rmtree("out/checkpoint-2")
+    axolotl_train(config)
+    again = workspace.manifest()
+    assert again["outputs"].keys() == first["outputs"].keys()
+    assert again["training"]["steps"] == 2
+    manifest = Path("out/untax.json").read_bytes()
+    write_jsonl(Path("sft.jsonl"), sft_rows(20))
+    assert "belong to another recipe" in refused(config)
+    assert Path("out/untax.json").read_bytes() == manifest
+    assert not is_claimed(Path("out"))
+
+
+@pytest.mark.parametrize("key", ["inference", "merge_lora"])
+def test_a_model_loaded_for_something_else_than_a_training(workspace: Workspace, key: str) -> None:
+    from axolotl.utils.dict import DictDefault
+
+    from untax import ManifestPlugin
+
+    Path("out").mkdir()
+    Path("out/untax.json").write_text("{}")
+    cfg = DictDefault({**yaml.safe_load(workspace.config().read_text()), key: True})
+    plugin = ManifestPlugin()
+    plugin.register(cfg)
+    plugin.pre_model_load(cfg)
+    assert [path.name for path in Path("out").iterdir()] == ["untax.json"]
 
 
 def test_the_manifest_plugin_alone(workspace: Workspace, axolotl_train: Train) -> None:

@@ -46,7 +46,11 @@ def _load(config: Path) -> dict[str, Any]:
     try:
         cfg = yaml.safe_load(config.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UntaxError(f"The configuration cannot be read: {error.strerror}.", where=config) from error
+        raise UntaxError(
+            f"The configuration cannot be read: {error.strerror}.",
+            where=config,
+            fix=f"Name an Axolotl YAML that is there; relative paths start in {Path.cwd()}.",
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UntaxError(f"The configuration is no YAML: {error}", where=config, fix="Correct the line.") from error
     if not isinstance(cfg, dict):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from untax.data.digest import corpus_digest, row_digest
 from untax.errors import UntaxError
-from untax.manifest import digest_file, digest_files
+from untax.manifest import digest_file, digest_files, digest_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,13 +18,23 @@ if TYPE_CHECKING:
 
 DATA_SUFFIXES = {".json", ".jsonl", ".parquet", ".arrow", ".csv", ".tsv", ".txt", ".gz", ".zst"}
 
+# What says which rows of a dataset are read, besides its path.
+ROW_KEYS = ("split", "name", "data_files", "ds_type", "shards", "shards_idx", "preprocess_shards", "revision")
+
 
 @dataclass(frozen=True)
 class Source:
-    """One entry of Axolotl's ``datasets:`` with its rows."""
+    """One entry of Axolotl's ``datasets:`` with its rows.
+
+    Attributes:
+        entry: the entry.
+        rows: what it names.
+        digest: its ``identity``, taken before the rows were read.
+    """
 
     entry: dict[str, Any]
     rows: Dataset
+    digest: str = "unknown"
 
     @property
     def name(self) -> str:
@@ -39,9 +49,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus:
-    """All rows of a corpus: those of its sources, one source after the other."""
+    """All rows of a corpus: those of its sources, one source after the other.
+
+    Attributes:
+        sources: one for each entry, and for each name of an entry that names several.
+        entries: the ``entries_digest`` of the entries that it was read from.
+    """
 
     sources: tuple[Source, ...]
+    entries: str = ""
 
     def __len__(self) -> int:
         return sum(len(source.rows) for source in self.sources)
@@ -94,7 +110,8 @@ def read_corpus(cfg: Any, *, key: str = "datasets") -> Corpus:
     check_entries(entries, key=key)
     configs = [DictDefault(entry) for entry in entries]
     split = "test" if key == "test_datasets" else "train"
-    return Corpus(tuple(_read_source(entry, cfg, split, key) for entry in datasets_with_name_generator(configs)))
+    sources = tuple(_read_source(entry, cfg, split, key) for entry in datasets_with_name_generator(configs))
+    return Corpus(sources, entries_digest(entries))
 
 
 def check_entries(entries: Any, *, key: str = "datasets") -> None:
@@ -152,6 +169,7 @@ def _read_source(entry: Any, cfg: Any, split: str, key: str) -> Source:
     from axolotl.utils.data.shared import load_dataset_with_config
 
     where = f"key {key}, path {entry['path']}"
+    digest = identity(entry)
     try:
         loaded = load_dataset_with_config(entry, cfg.get("hf_use_auth_token"), streaming=False)
     # Loaders raise whatever their format's library raises; the cause is named and kept.
@@ -169,7 +187,7 @@ def _read_source(entry: Any, cfg: Any, split: str, key: str) -> Source:
         )
     if len(rows) == 0:
         raise UntaxError("The dataset has no rows.", where=where, fix="Check the file and its `split:`.")
-    return Source(dict(entry), rows)
+    return Source(dict(entry), rows, digest)
 
 
 def _shard_seed(cfg: Any, where: str) -> int:
@@ -209,3 +227,27 @@ def identity(entry: Mapping[str, Any]) -> str:
     if path.is_file():
         return digest_file(path)
     return digest_files(path, ["**/*"]) if path.is_dir() else str(entry.get("revision") or "unknown")
+
+
+def entries_digest(entries: Sequence[Mapping[str, Any]]) -> str:
+    """The digest of which rows a YAML's ``datasets:`` names: the paths in their order, and what selects rows of each.
+
+    Other keys of an entry (``type``, for one) say how rows are used and do not count; nor do keys without a value.
+
+    >>> entries_digest([{"path": "a", "split": None}]) == entries_digest([{"path": "a", "type": "alpaca"}])
+    True
+    """
+    return digest_json(
+        [
+            {key: _plain(entry[key]) for key in ("path", *ROW_KEYS) if entry.get(key) is not None}
+            for entry in entries
+            if isinstance(entry, Mapping)
+        ]
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Text and numbers that Axolotl takes for the same are the same here, whatever its validation made of them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else str(value)

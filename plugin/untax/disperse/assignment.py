@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from untax.data.corpus import Corpus, identity
+from untax.data.corpus import Corpus
 from untax.disperse.clusters import ClusterFile, plan_clusters
 from untax.disperse.settings import DisperseSettings
 from untax.errors import UntaxError
@@ -191,8 +191,14 @@ def _make(corpus: Corpus, settings: DisperseSettings, path: Path) -> Assignment:
             what="assignment",
             outputs=[path.name, *(f"{FOLDER_NAME}/{file.name}" for file in files)],
             started=started,
-            inputs={f"datasets/{source.name}": identity(source.entry) for source in corpus.sources},
-            disperse={"corpus": corpus.digest, "rows": len(corpus), **settings.identity, **_summary(corpus, files)},
+            inputs={f"datasets/{source.name}": source.digest for source in corpus.sources},
+            disperse={
+                "entries": corpus.entries,
+                "corpus": corpus.digest,
+                "rows": len(corpus),
+                **settings.identity,
+                **_summary(corpus, files),
+            },
         )
     except BaseException:
         for file in files:

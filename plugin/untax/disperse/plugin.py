@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
-from untax.data.corpus import Corpus, read_corpus
+from untax.data.corpus import ROW_KEYS, Corpus, read_corpus
 from untax.disperse.assignment import Assignment, assignment_path, obtain
 from untax.disperse.settings import DisperseSettings, read_settings
 from untax.training.plugin import UntaxPlugin, plain_errors
 
 LOG = get_logger("axolotl.untax.disperse")
-
-# What said which rows to read; the rewritten entry's file holds exactly those.
-ROW_KEYS = ("split", "name", "data_files", "ds_type", "shards", "shards_idx", "preprocess_shards", "revision")
 
 
 class DispersePlugin(UntaxPlugin):
@@ -41,7 +39,8 @@ class DispersePlugin(UntaxPlugin):
         if not settings.active:
             self.separate_prepared_data(cfg)
             return
-        corpus = read_corpus(cfg)
+        # Axolotl's validation may have reworded the entries; the assignment names them as they were written.
+        corpus = dataclasses.replace(read_corpus(cfg), entries=self.record().entries)
         assignment = obtain(corpus, settings, assignment_path(cfg, settings, corpus))
         cluster = settings.cluster or 0
         cfg.datasets = rewritten(corpus, assignment.files(cluster))
@@ -74,6 +73,7 @@ def rewritten(corpus: Corpus, files: dict[int, Path]) -> list[DictDefault]:
 
 
 def _kept(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry without what said which rows to read; the rewritten entry's file holds exactly those."""
     return {key: value for key, value in entry.items() if key not in ROW_KEYS}
 
 

@@ -21,6 +21,7 @@ from untax.manifest import MANIFEST_NAME
 from untax.training.keys import check_plugins, needed_plugins
 from untax.training.prepared import separate_prepared_data
 from untax.training.record import TrainingRecord, effective_seed
+from untax.training.started import release
 
 LOG = get_logger("axolotl.untax.training")
 P = ParamSpec("P")
@@ -68,7 +69,8 @@ class UntaxPlugin(BasePlugin):
             check_entries(cfg.get("datasets"))
         if cfg.get("test_datasets"):
             check_entries(cfg["test_datasets"], key="test_datasets")
-        UntaxPlugin._record = TrainingRecord()
+        release()
+        UntaxPlugin._record = TrainingRecord.begin(cfg, digests=_is_main_process())
 
     def check(self, cfg: dict[str, Any]) -> None:
         """Raise UntaxError if this plugin's keys are wrong."""
@@ -87,8 +89,12 @@ class UntaxPlugin(BasePlugin):
 
     @plain_errors
     def pre_model_load(self, cfg: DictDefault) -> None:
-        """A manifest from an earlier training must not vouch for the coming one."""
-        if _is_main_process():
+        """Claim the folder; a manifest from an earlier training must not vouch for the coming one.
+
+        Axolotl calls this wherever it loads a model, and once more for a reference model.
+        """
+        if _is_main_process() and self.record().trains:
+            self.record().claim(cfg)
             (Path(cfg.output_dir) / MANIFEST_NAME).unlink(missing_ok=True)
 
     def pre_lora_load(self, cfg: DictDefault, model: Any) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from untax.data.corpus import identity
+from untax.data.corpus import entries_digest, identity
 from untax.errors import UntaxError
 from untax.manifest import digest_file, digest_model, write_manifest
+from untax.training.started import claim
 
 DEFAULT_SEED = 42
 ADAPTER_FILES = ("adapter_model*.safetensors", "adapter_model.safetensors.index.json", "adapter_config.json")
@@ -21,16 +23,61 @@ class TrainingRecord:
     """The record of one training; each plugin adds a section.
 
     Attributes:
-        started: ``time.time()`` when Axolotl registered the first plugin.
+        started: ``time.time()`` when Axolotl registered the plugins.
+        config: path and digest of the YAML, as it was then.
+        inputs: digests of the datasets as they were then, under the paths that the YAML names.
+        entries: the digest of the YAML's dataset entries.
+        trains: whether a training was asked for, and not a merge or an inference, which load the model too.
         sections: the manifest's sections by name.
         prepared: whether the prepared data's path was made the datasets' own.
+        claimed: whether ``output_dir`` was claimed, which also adds a local base model to ``inputs``.
         written: whether the manifest has been written.
     """
 
     started: float = field(default_factory=time.time)
+    config: dict[str, str] | None = None
+    inputs: dict[str, str] = field(default_factory=dict)
+    entries: str = ""
+    trains: bool = True
     sections: dict[str, Any] = field(default_factory=dict)
     prepared: bool = False
+    claimed: bool = False
     written: bool = False
+
+    @classmethod
+    def begin(cls, cfg: Mapping[str, Any], *, digests: bool) -> TrainingRecord:
+        """The record of a training that begins, from the configuration as it was written.
+
+        What is edited from now on is not what the training was started with, so nothing is digested later.
+
+        Args:
+            cfg: the configuration before Axolotl's validation and before any rewriting.
+            digests: whether to read the files; only the process that writes the manifest needs to.
+        """
+        return cls(
+            config=file_identity(cfg.get("axolotl_config_path")) if digests else None,
+            inputs=dataset_identities(cfg) if digests else {},
+            entries=entries_digest(cfg.get("datasets") or []),
+            trains=not (cfg.get("inference") or cfg.get("merge_lora")),
+        )
+
+    def claim(self, cfg: Any) -> None:
+        """Claim ``cfg.output_dir`` for this training, once, and note what a local base model is before it is loaded.
+
+        Raises:
+            UntaxError: another process trains into it, or the training would resume what another recipe began.
+        """
+        if self.claimed:
+            return
+        if Path(str(cfg.base_model)).is_dir():
+            self.inputs = {"base": digest_model(cfg.base_model), **self.inputs}
+        claim(
+            Path(cfg.output_dir),
+            config=self.config["digest"] if self.config else None,
+            inputs=self.inputs,
+            resumes=bool(cfg.auto_resume_from_checkpoints) and not cfg.resume_from_checkpoint,
+        )
+        self.claimed = True
 
     def write(self, cfg: Any) -> None:
         """Write ``untax.json`` into ``cfg.output_dir``, once.
@@ -52,8 +99,9 @@ class TrainingRecord:
             what=kind,
             outputs=outputs,
             started=self.started,
-            config=file_identity(cfg.axolotl_config_path),
-            inputs={"base": digest_model(cfg.base_model), **dataset_identities(cfg)},
+            config=self.config,
+            # The commit of a model of the hub is known once it has been downloaded.
+            inputs=self.inputs if "base" in self.inputs else {"base": digest_model(cfg.base_model), **self.inputs},
             seed=effective_seed(cfg),
             **self.sections,
         )
@@ -73,7 +121,7 @@ def dataset_identities(cfg: Any) -> dict[str, str]:
         f"{key}/{entry['path']}": identity(entry)
         for key in ("datasets", "test_datasets")
         for entry in cfg.get(key) or []
-        if entry.get("path")
+        if isinstance(entry, Mapping) and entry.get("path")
     }
 
 

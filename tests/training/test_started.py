@@ -1,0 +1,106 @@
+"""One training to a folder, and no checkpoints of another recipe."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from untax.errors import UntaxError
+from untax.training import started
+from untax.training.started import claim, is_claimed, release, started_with
+
+INPUTS = {"datasets/sft.jsonl": "1"}
+OTHER = """
+import sys, time
+from pathlib import Path
+from untax.training.started import claim
+claim(Path(sys.argv[1]), config="a", inputs={}, resumes=False)
+print("claimed", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def released(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(started, "PATIENCE_SECONDS", 0.3)
+    release()
+    yield
+    release()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def other(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has claimed the folder."""
+    process = subprocess.Popen([sys.executable, "-c", OTHER, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "claimed\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(folder: Path, other: subprocess.Popen[str]) -> None:
+    assert is_claimed(folder)
+    with pytest.raises(UntaxError, match=str(other.pid)) as error:
+        claim(folder, config="b", inputs={}, resumes=False)
+    assert error.value.where == str(folder)
+    assert error.value.fix
+    assert started_with(folder) == {"config": "a", "inputs": {}}
+    other.send_signal(signal.SIGKILL)
+    other.wait()
+    assert not is_claimed(folder)
+    claim(folder, config="b", inputs={}, resumes=False)
+    assert is_claimed(folder)
+    assert started_with(folder) == {"config": "b", "inputs": {}}
+
+
+def test_asking_makes_nothing(folder: Path) -> None:
+    assert not is_claimed(folder)
+    assert started_with(folder) is None
+    assert not folder.exists()
+    folder.mkdir()
+    assert not is_claimed(folder)
+    assert not list(folder.iterdir())
+
+
+def test_a_process_may_claim_again_and_release(folder: Path) -> None:
+    for _ in range(2):
+        claim(folder, config="a", inputs=INPUTS, resumes=True)
+    assert is_claimed(folder)
+    release()
+    assert not is_claimed(folder)
+
+
+def test_own_checkpoints_are_resumed(folder: Path) -> None:
+    claim(folder, config="a", inputs=INPUTS, resumes=True)
+    (folder / "checkpoint-2").mkdir()
+    claim(folder, config="a", inputs=INPUTS, resumes=True)
+    assert started_with(folder) == {"config": "a", "inputs": INPUTS}
+
+
+@pytest.mark.parametrize(
+    "before", [None, "{", "[]", json.dumps({"config": "b", "inputs": INPUTS}), json.dumps({"config": "a"})]
+)
+def test_other_checkpoints_are_refused_and_kept(folder: Path, before: str | None) -> None:
+    (folder / "checkpoint-2").mkdir(parents=True)
+    if before is not None:
+        (folder / started.STARTED_NAME).write_text(before)
+    with pytest.raises(UntaxError, match="belong to another recipe") as error:
+        claim(folder, config="a", inputs=INPUTS, resumes=True)
+    assert error.value.fix
+    assert not is_claimed(folder)
+    assert (folder / "checkpoint-2").exists()
+    assert (before is None) == (not (folder / started.STARTED_NAME).exists())
+    claim(folder, config="a", inputs=INPUTS, resumes=False)
+    assert started_with(folder) == {"config": "a", "inputs": INPUTS}
