@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from untax.errors import UntaxError
-from untax.run.local import chain_lengths, clear_outputs, resources
+from untax.manifest import digest_file, write_manifest
+from untax.run.local import chain_lengths, make_room, resources
+from untax.run.process import environment
 
 
 def order(folder: Path) -> list[str]:
@@ -120,10 +123,11 @@ def test_a_killed_runner_takes_its_commands_along(tmp_path, make_node):
         "import sys, time; from pathlib import Path\n"
         "from untax.recipes.graph import Node\n"
         "from untax.run.lock import folder_lock\n"
-        "from untax.run.process import start\n"
+        "from untax.run.process import environment, start\n"
         "node = Node('a', 'merge', (sys.executable, '-c', 'import time; time.sleep(60)'), ('outputs/a',))\n"
         "with folder_lock(Path('.untax/lock')) as lock:\n"
-        "    print(start(node, Path('.'), Path('log'), threads=1, gpu=None, lock=lock).process.pid, flush=True)\n"
+        "    running = start(node, Path('.'), Path('log'), variables=environment(1, None), gpu=None, lock=lock)\n"
+        "    print(running.process.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", runner], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
@@ -136,23 +140,101 @@ def test_a_killed_runner_takes_its_commands_along(tmp_path, make_node):
         time.sleep(0.05)
 
 
-def test_a_replaced_training_is_set_aside_and_checkpoints_are_kept(tmp_path, make_node):
-    from untax.manifest import write_manifest
+def as_training(node):
+    return type(node)(**{**node.__dict__, "kind": "train"})
 
-    node = make_node("sft")
-    train = type(node)(**{**node.__dict__, "kind": "train"})
+
+def aside(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.glob(".untax/replaced/**/*") if path.is_file())
+
+
+def finished(out: Path, weights: str) -> Path:
+    out.mkdir(parents=True)
+    (out / weights).write_text("weights")
+    write_manifest(out, what="model", outputs=[weights], started=time.time())
+    return out
+
+
+def test_trained_weights_are_set_aside_and_never_deleted(tmp_path, make_node):
+    train, out = as_training(make_node("sft")), tmp_path / "outputs/sft"
+    finished(out, "adapter_model.safetensors")
+    make_room(train, tmp_path)
+    out.mkdir()
+    (out / "adapter_model.safetensors").write_text("made by another tool")
+    make_room(train, tmp_path)
+    assert not out.exists()
+    assert [name for name in aside(tmp_path) if name.endswith(".safetensors")] == [
+        ".untax/replaced/sft-1/adapter_model.safetensors",
+        ".untax/replaced/sft-2/adapter_model.safetensors",
+    ]
+
+
+def test_leftovers_without_weights_are_removed(tmp_path, make_node):
     out = tmp_path / "outputs/sft"
     out.mkdir(parents=True)
-    (out / "adapter_model.safetensors").write_text("weights")
-    write_manifest(out, what="adapter", outputs=["adapter_model.safetensors"], started=time.time())
-    clear_outputs(train, tmp_path)
+    (out / "debug.log").write_text("begun")
+    make_room(as_training(make_node("sft")), tmp_path)
     assert not out.exists()
-    (aside,) = (tmp_path / ".untax/replaced").iterdir()
-    assert (aside / "adapter_model.safetensors").read_text() == "weights"
+    assert aside(tmp_path) == []
 
+
+def test_a_merge_of_ours_is_removed_and_anything_else_is_set_aside(tmp_path, make_node):
+    node, out = make_node("average"), tmp_path / "outputs/average"
+    finished(out, "model.safetensors")
+    make_room(node, tmp_path)
+    assert not out.exists()
+    assert aside(tmp_path) == []
+    out.mkdir()
+    (out / "my_notes.txt").write_text("mine")
+    make_room(node, tmp_path)
+    assert aside(tmp_path) == [".untax/replaced/average-1/my_notes.txt"]
+    (tmp_path / "elsewhere").mkdir()
+    out.symlink_to(tmp_path / "elsewhere")
+    make_room(node, tmp_path)
+    assert not out.exists()
+    assert (tmp_path / "elsewhere").is_dir()
+
+
+def test_checkpoints_are_continued_only_by_the_yaml_that_made_them(tmp_path, make_node):
+    train, out = as_training(make_node("sft")), tmp_path / "outputs/sft"
     (out / "checkpoint-10").mkdir(parents=True)
-    clear_outputs(train, tmp_path)
+    (out / "checkpoint-10/adapter_model.safetensors").write_text("weights")
+    begun = {"config": digest_file(tmp_path / "configs/sft.yaml"), "inputs": {}}
+    (out / ".untax-started.json").write_text(json.dumps(begun))
+    make_room(train, tmp_path)
     assert (out / "checkpoint-10").is_dir()
+    (tmp_path / "configs/sft.yaml").write_text("name: changed\n")
+    make_room(train, tmp_path)
+    assert not out.exists()
+    assert ".untax/replaced/sft-1/checkpoint-10/adapter_model.safetensors" in aside(tmp_path)
+
+
+def test_a_folder_that_another_process_trains_into_is_left_alone(tmp_path, make_node):
+    from untax.training import started
+
+    out = tmp_path / "outputs/sft"
+    out.mkdir(parents=True)
+    started.claim(out, config="digest", inputs={}, resumes=False)
+    try:
+        with pytest.raises(UntaxError, match="training into this folder"):
+            make_room(as_training(make_node("sft")), tmp_path)
+    finally:
+        started.release()
+    assert out.is_dir()
+
+
+def test_a_bad_manifest_is_a_reason_to_run_again(tmp_path, make_node, run_nodes):
+    nodes = [make_node("a"), make_node("b")]
+    run_nodes(nodes)
+    (tmp_path / "outputs/a/untax.json").write_text('{"outputs": {}')
+    run_nodes(nodes)
+    assert sorted(order(tmp_path)) == ["a", "a", "b"]
+
+
+def test_a_run_on_the_cpu_leaves_gpus_alone():
+    assert environment(1, None, cpu_only=True)["CUDA_VISIBLE_DEVICES"] == ""
+    assert environment(1, 3)["CUDA_VISIBLE_DEVICES"] == "3"
+    assert resources("cpu").cpu_only
 
 
 def test_resources_of_a_cpu_are_fixed():

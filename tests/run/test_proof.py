@@ -6,6 +6,7 @@ import copy
 
 import pytest
 
+from untax.data.corpus import entries_digest
 from untax.run.proof import missing_proof
 
 CONFIG = {"disperse_clusters": 4, "disperse_cluster": 1, "delta_l1": 0.001}
@@ -54,8 +55,11 @@ def test_a_plain_training_needs_no_plugins():
 
 
 def test_an_assignment_must_have_the_settings_of_the_yaml():
-    section = {"strategy": "random", "seed": 42, "clusters": 4, "first_turn": False}
-    config = {"disperse_clusters": 4, "disperse_cluster": 0}
+    config = {"disperse_clusters": 4, "disperse_cluster": 0, "datasets": [{"path": "a.jsonl", "type": "alpaca"}]}
+    entries = entries_digest(config["datasets"])
+    section = {"strategy": "random", "seed": 42, "clusters": 4, "first_turn": False, "entries": entries}
     assert missing_proof(config, {"what": "assignment", "disperse": section}) is None
     changed = missing_proof(config, {"what": "assignment", "disperse": {**section, "seed": 7}})
     assert changed == "it was made with seed 7 instead of 42"
+    more = {**config, "datasets": [*config["datasets"], {"path": "b.jsonl"}]}
+    assert "other rows" in (missing_proof(more, {"what": "assignment", "disperse": section}) or "")

@@ -17,6 +17,7 @@ import click
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder for results/<model>/ [default: results/ beside the model's outputs/, or ./results].",
 )
+@click.option("--as", "name", help="Call the results so instead of after the model; for a single MODEL.")
 @click.option("--device", help="Where to run, for example cpu or cuda:1 [default: a GPU if there is one].")
 @click.option("--batch-size", default="16", show_default=True, help="Sequences at a time, or auto.")
 @click.option("--force", is_flag=True, help="Score again even if nothing changed.")
@@ -25,6 +26,7 @@ def command(
     suite: str,
     limit: int | None,
     results: Path | None,
+    name: str | None,
     device: str | None,
     batch_size: str,
     force: bool,
@@ -36,7 +38,7 @@ def command(
 
     suite_folder(suite)
     size = _batch_size(batch_size)
-    folders = _folders(models, results)
+    folders = _folders(models, results, name)
     for model in models:
         check_model(model)
     _quiet_bars()
@@ -56,10 +58,16 @@ def _batch_size(text: str) -> int | str:
     raise UntaxError(f"'{text}' is no batch size.", where="--batch-size", fix="Use a number above zero, or auto.")
 
 
-def _folders(models: tuple[str, ...], root: Path | None) -> list[Path]:
+def _folders(models: tuple[str, ...], root: Path | None, name: str | None) -> list[Path]:
     from untax.errors import UntaxError
     from untax.evaluate.model_folder import results_folder
 
+    if name is not None:
+        if len(models) != 1 or Path(name).name != name:
+            raise UntaxError(
+                "--as names the results of one model.", where=f"--as {name}", fix="Give one MODEL and a plain name."
+            )
+        return [(root or Path("results")) / name]
     folders = [results_folder(model, root) for model in models]
     for place, folder in enumerate(folders):
         if folder in folders[:place]:

@@ -80,10 +80,21 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except OSError as error:
-        _fail(disk_error(error, Path(error.filename or Path.cwd())))
+    except Exception as error:
+        _fail_unexpected(error)
     if code:
         sys.exit(code)
+
+
+def _fail_unexpected(error: Exception) -> NoReturn:
+    """What untax did not foresee: what the file system says, or else a bug, plainly."""
+    if isinstance(error, OSError):
+        _fail(disk_error(error, Path(error.filename or Path.cwd())))
+    if os.environ.get("UNTAX_DEBUG"):
+        traceback.print_exception(error)
+    click.echo(f"untax: error: unexpected {type(error).__name__}: {error}", err=True)
+    click.echo("  fix:   This is a bug of untax: please report it with what `untax --debug ...` prints.", err=True)
+    sys.exit(1)
 
 
 def _fail(error: UntaxError) -> NoReturn:

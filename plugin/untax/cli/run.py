@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -32,12 +33,15 @@ def command(folder: Path, jobs: int | None, threads: int | None, dry_run: bool) 
 def _show_plan(folder: Path) -> None:
     from untax.recipes.plan import plan
     from untax.recipes.spec import SPEC_NAME, read_spec
-    from untax.run.folder import check_files, todo
+    from untax.run.folder import check_files, edited, edited_note, todo
 
     spec = read_spec(folder / SPEC_NAME)
     expanded = plan(spec)
-    check_files(expanded, folder)
-    commands = {node.name: " ".join(node.command) for node in expanded.nodes}
+    check_files(expanded, folder, spec.suite)
+    names = edited(expanded, folder)
+    if names:
+        click.echo(edited_note(names))
+    commands = {node.name: shlex.join(node.command) for node in expanded.nodes}
     due = todo(expanded, folder, spec.suite)
     for name, reason in due:
         click.echo(f"{name}: {commands[name]}   ({reason})")

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 MAX_ROW = 288  # tokens of prompt and response with BOS and EOS
 MAX_PAIR = 440  # tokens of prompt and longer answer with BOS and EOS
-HELDOUT_SHARE = 1 / 12  # of each source's training rows
-HELDOUT_PAIRS = 150
+HELDOUT_SHARE = 1 / 10  # of each source's training rows
+TRAIN_PAIRS, HELDOUT_PAIRS = 440, 150
 MAX_PAIRS_PER_HELDOUT_PROMPT = 4  # prompts with more pairs are trained on: pairs of one prompt are not independent
 SAMPLES, SAMPLE_TOKENS = 120, 200
 
@@ -57,7 +57,7 @@ def pick_pairs(rows: list[Row], lengths: Lengths) -> tuple[list[Row], list[Row]]
     for prompt in sorted(groups, key=sources.order):
         few = len(groups[prompt]) <= MAX_PAIRS_PER_HELDOUT_PROMPT
         (heldout if few and len(heldout) < HELDOUT_PAIRS else train).extend(groups[prompt])
-    return [_only(row, "source", "prompt", "chosen", "rejected") for row in train], heldout
+    return [_only(row, "source", "prompt", "chosen", "rejected") for row in train][:TRAIN_PAIRS], heldout
 
 
 def _pairs(rows: list[Row], lengths: Lengths) -> Iterable[Row]:

@@ -26,14 +26,14 @@ class Source(NamedTuple):
 
 FLAN = "https://github.com/google-research/FLAN (flan/v2/cot_data)"
 INSTRUCTIONS = {
-    "t0": Source("https://github.com/yizhongw/self-instruct (T0 templates)", "Apache-2.0", 540),
-    "flan_cot_creak": Source(FLAN, "Apache-2.0", 360),
-    "flan_cot_ecqa": Source(FLAN, "Apache-2.0", 360),
-    "flan_cot_sensemaking": Source(FLAN, "Apache-2.0", 360),
-    "flan_cot_strategyqa": Source(FLAN, "Apache-2.0", 300),
-    "flan_cot_gsm8k": Source(FLAN, "Apache-2.0", 300),
+    "t0": Source("https://github.com/yizhongw/self-instruct (T0 templates)", "Apache-2.0", 460),
+    "flan_cot_creak": Source(FLAN, "Apache-2.0", 310),
+    "flan_cot_ecqa": Source(FLAN, "Apache-2.0", 310),
+    "flan_cot_sensemaking": Source(FLAN, "Apache-2.0", 310),
+    "flan_cot_strategyqa": Source(FLAN, "Apache-2.0", 255),
+    "flan_cot_gsm8k": Source(FLAN, "Apache-2.0", 255),
     "flan_cot_qasc": Source(FLAN, "Apache-2.0", 400),
-    "gpteacher_toolformer": Source("https://github.com/teknium1/GPTeacher", "MIT", 400),
+    "gpteacher_toolformer": Source("https://github.com/teknium1/GPTeacher", "MIT", 150),
     "gpteacher_roleplay": Source("https://github.com/teknium1/GPTeacher", "MIT", 400),
 }
 PREFERENCES = {

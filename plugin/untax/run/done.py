@@ -24,19 +24,23 @@ def unfinished(node: Node, folder: Path, suite: str | None) -> str | None:
         folder: the run folder.
         suite: the suite of score nodes.
     """
-    for output in node.outputs:
-        reason = (
-            _unscored(node, folder, folder / output, suite) if node.kind == "score" else _unmade(node, folder, output)
-        )
+    models = node.models or ("",) * len(node.outputs)
+    for output, model in zip(node.outputs, models, strict=True):
+        try:
+            reason = _unscored(model, folder, output, suite) if node.kind == "score" else _unmade(node, folder, output)
+        except UntaxError as error:
+            reason = error.problem  # an unreadable manifest vouches for nothing
         if reason:
             return f"{output}: {reason}"
     return None
 
 
-def _unscored(node: Node, folder: Path, results: Path, suite: str | None) -> str | None:
-    model = next(model for model in node.command[2:] if Path(model).name == results.name)
+def _unscored(model: str, folder: Path, results: str, suite: str | None) -> str | None:
     local = folder / model
-    return None if is_scored(str(local) if local.is_dir() else model, str(suite), results) else "not scored yet"
+    if is_scored(str(local) if local.is_dir() else model, str(suite), folder / results):
+        return None
+    scored_before = (folder / results / f"{suite}.json").exists()
+    return "the weights or the suite changed since they were scored" if scored_before else "not scored yet"
 
 
 def _unmade(node: Node, folder: Path, name: str) -> str | None:
@@ -52,30 +56,29 @@ def _unmade(node: Node, folder: Path, name: str) -> str | None:
     ):
         return f"{node.config} was changed"
     config = read_yaml(folder / str(node.config))
-    stale = [
-        key
-        for key, digest in manifest.get("inputs", {}).items()
-        if input_digest(key, config, folder) not in (digest, None)
-    ]
+    stale = stale_inputs(manifest, config, folder)
     if stale:
         return f"{', '.join(stale)} was changed"
     return missing_proof(config, manifest) if node.kind in ("train", "disperse") else None
 
 
+def stale_inputs(manifest: dict[str, Any], config: dict[str, Any], folder: Path) -> list[str]:
+    """The inputs that a manifest (or the note of a started training) names and that are not what they were."""
+    recorded = manifest.get("inputs") or {}
+    return [key for key, digest in recorded.items() if input_digest(key, config, folder) not in (digest, None)]
+
+
 def input_digest(key: str, config: dict[str, Any], folder: Path) -> str | None:
     """The present digest of an input that a manifest names; None when it is not a thing of this machine."""
     kind, _, dataset = key.partition("/")
+    name = dataset if kind in ("datasets", "test_datasets") else str(config.get("base_model")) if key == "base" else key
+    path = folder / name
+    if not path.exists():
+        # Only what the run itself makes can be missed; a name that is no path here is a hub's.
+        return "missing" if name.removeprefix("./").startswith("outputs/") else None
     if kind in ("datasets", "test_datasets"):
-        path = folder / dataset
-        return identity({"path": path}) if path.exists() else _missing(dataset)
-    path = folder / (str(config.get("base_model")) if key == "base" else key)
-    if (path / "adapter_config.json").is_file():
-        return digest_files(path, ADAPTER_FILES)
-    return digest_model(path) if path.is_dir() else _missing(str(path))
-
-
-def _missing(path: str) -> str | None:
-    return "missing" if "outputs/" in path else None
+        return identity({"path": path})
+    return digest_files(path, ADAPTER_FILES) if (path / "adapter_config.json").is_file() else digest_model(path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -92,7 +95,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             where=path,
             fix="Write it again: untax recipe --from untax.yaml -o . (in the run folder).",
         ) from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UntaxError(f"This is no YAML: {error}", where=path, fix="Correct the file.") from error
     if not isinstance(content, dict):
         raise UntaxError("This YAML holds no keys.", where=path, fix="Correct the file.")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from untax.disperse.settings import read_settings
 from untax.errors import UntaxError
+from untax.evaluate.suites import suite_folder
+from untax.penalty.settings import read_lambdas
 from untax.recipes.graph import Node, Plan
 from untax.recipes.paths import is_local
 from untax.recipes.plan import plan
@@ -17,6 +22,7 @@ from untax.run.done import read_yaml, unfinished
 from untax.run.local import STATE, Engine, Resources, resources
 from untax.run.lock import folder_lock
 from untax.run.screen import Screen
+from untax.training.keys import check_plugins
 
 ARMS_FILE = "results/arms.json"
 
@@ -29,10 +35,10 @@ def run_folder(folder: Path, *, jobs: int | None = None, threads: int | None = N
     """
     spec = read_spec(folder / SPEC_NAME)
     expanded = plan(spec)
-    check_files(expanded, folder)
+    check_files(expanded, folder, spec.suite)
     limits = resources(spec.device, jobs=jobs, threads=threads)
     with folder_lock(folder / STATE / "lock") as lock, Screen(len(expanded.nodes), folder) as screen:
-        _note_edited(expanded, folder, screen, limits)
+        _introduce(expanded, folder, screen, limits)
         Engine(expanded, folder, spec.suite, limits, screen, lock).run()
     return table(spec, expanded, folder)
 
@@ -60,17 +66,19 @@ def todo(expanded: Plan, folder: Path, suite: str | None) -> list[tuple[str, str
     return list(due.items())
 
 
-def check_files(expanded: Plan, folder: Path) -> None:
-    """Every YAML of the plan is there, writes where the run looks, and reads local data that exists.
+def check_files(expanded: Plan, folder: Path, suite: str | None) -> None:
+    """All that can be known before anything runs: every YAML is there, right, and reads local data that exists.
 
     Raises:
         UntaxError: all that is wrong, each with its file and key.
     """
-    problems = []
+    problems: list[str] = []
+    if suite is not None:
+        _collect(problems, SPEC_NAME, lambda: suite_folder(suite))
     for node in expanded.nodes:
         if node.config is not None:
             content = read_yaml(folder / node.config)
-            problems += _problems(node, content, folder) if node.kind == "train" else []
+            problems += _training_problems(node, content, folder) if node.kind == "train" else []
     if problems:
         raise UntaxError(
             "This run cannot start:\n  - " + "\n  - ".join(problems),
@@ -79,26 +87,54 @@ def check_files(expanded: Plan, folder: Path) -> None:
         )
 
 
-def _problems(node: Node, content: dict[str, Any], folder: Path) -> list[str]:
+def _training_problems(node: Node, content: dict[str, Any], folder: Path) -> list[str]:
     made_here = content.get("base_model") in {f"outputs/{need}" for need in node.needs}
     named = [] if made_here else [("base_model", content.get("base_model"))]
-    named += [("datasets", entry.get("path")) for entry in content.get("datasets") or []]
-    problems = [
-        f"{node.config}: {key}: there is no {path}"
-        for key, path in named
-        if is_local(str(path)) and not (folder / str(path)).exists()
-    ]
+    entries = content.get("datasets") or []
+    named += [("datasets", entry.get("path")) for entry in entries if isinstance(entry, dict)]
+    problems = [f"{node.config}: {key}: {reason}" for key, path in named if (reason := _unreadable(str(path), folder))]
     if content.get("output_dir") != node.outputs[0]:
         problems.append(
             f"{node.config}: output_dir is {content.get('output_dir')}, and the run needs {node.outputs[0]}"
         )
+    if not any(str(plugin).startswith("untax.") for plugin in content.get("plugins") or []):
+        problems.append(f"{node.config}: plugins lists none of untax's, so nothing would prove the training")
+    for check in (check_plugins, read_settings, read_lambdas):
+        _collect(problems, str(node.config), functools.partial(check, content, where=node.config))
     return problems
 
 
-def _note_edited(expanded: Plan, folder: Path, screen: Screen, limits: Resources) -> None:
-    edited = [name for name, text in expanded.files.items() if read_yaml(folder / name) != yaml.safe_load(text)]
-    if edited:
-        screen.say(f"These differ from what {SPEC_NAME} expands to and are run as they stand: {', '.join(edited)}")
+def _unreadable(path: str, folder: Path) -> str | None:
+    place = folder / path
+    if place.is_file() and place.stat().st_size == 0:
+        return f"{path} is empty"
+    return f"there is no {path}" if is_local(path) and not place.exists() else None
+
+
+def _collect(problems: list[str], where: str, check: Callable[[], object]) -> None:
+    try:
+        check()
+    except UntaxError as error:
+        problems.append(f"{where}: {error.problem}")
+
+
+def edited(expanded: Plan, folder: Path) -> list[str]:
+    """The YAMLs that are not what the spec expands to: edited by hand, or older than the spec."""
+    return [name for name, text in expanded.files.items() if read_yaml(folder / name) != yaml.safe_load(text)]
+
+
+def edited_note(names: list[str]) -> str:
+    """What a run does with such YAMLs."""
+    return (
+        f"These differ from what {SPEC_NAME} expands to and are run as they stand: {', '.join(names)}\n"
+        f"(`untax recipe --from {SPEC_NAME}` in the run folder writes them again.)"
+    )
+
+
+def _introduce(expanded: Plan, folder: Path, screen: Screen, limits: Resources) -> None:
+    names = edited(expanded, folder)
+    if names:
+        screen.say(edited_note(names))
     where = f"GPUs {', '.join(map(str, limits.gpus))}" if limits.gpus else f"{limits.jobs} at a time on the CPU"
     logs = folder / STATE / "logs"
     screen.say(f"{len(expanded.nodes)} nodes in {folder}, {where}, {limits.threads} thread(s) each; logs in {logs}")

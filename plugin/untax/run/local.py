@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import itertools
 import os
 import shutil
 import time
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import IO
 
 from untax.errors import UntaxError
-from untax.manifest import digest_json, read_manifest
+from untax.manifest import MANIFEST_NAME, digest_file, read_manifest
 from untax.recipes.graph import Node, Plan
-from untax.run.done import unfinished
-from untax.run.process import Running, start
+from untax.run.done import read_yaml, stale_inputs, unfinished
+from untax.run.process import Running, environment, start
 from untax.run.screen import Screen
+from untax.training.started import is_claimed, started_with
 
 STATE = ".untax"
 POLL_SECONDS = 0.1
@@ -31,11 +33,13 @@ class Resources:
         jobs: commands at a time.
         threads: threads of each, which its numbers may depend on.
         gpus: ids that trainings and scorings take one each of; none on a CPU.
+        cpu_only: whether GPUs that are there are to be left alone.
     """
 
     jobs: int
     threads: int
     gpus: tuple[int, ...] = ()
+    cpu_only: bool = False
 
 
 @dataclass
@@ -49,6 +53,7 @@ class Engine:
     screen: Screen
     lock: IO[str]
     done: set[str] = field(default_factory=set)
+    due: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     running: list[Running] = field(default_factory=list)
 
@@ -79,29 +84,40 @@ class Engine:
 
     def _advance(self, node: Node) -> bool:
         """Take a node off the waiting list if it can be: started, found finished, or out of reach."""
-        if any(need in self.failed for need in node.needs):
-            self.failed[node.name] = (
-                f"not run, since it needs {', '.join(need for need in node.needs if need in self.failed)}"
-            )
+        failed = [need for need in node.needs if need in self.failed]
+        if failed:
+            self.failed[node.name] = f"not run, since it needs {', '.join(failed)}"
             return True
         if not self.done.issuperset(node.needs):
             return False
-        reason = unfinished(node, self.folder, self.suite)
-        if reason is None:
-            self.done.add(node.name)
-            self.screen.kept(node)
+        try:
+            return self._finished_before(node) or self._start(node)
+        except UntaxError as error:
+            self.failed[node.name] = str(error)
+            self.screen.say(f"      {node.name}: {error}")
             return True
-        return self._start(node, reason)
 
-    def _start(self, node: Node, reason: str) -> bool:
-        gpu = self._free_gpu() if node.kind in ("train", "score") and self.resources.gpus else None
-        busy = bool(self.resources.gpus) and node.kind in ("train", "score") and gpu is None
-        if busy or len(self.running) >= self.resources.jobs:
+    def _finished_before(self, node: Node) -> bool:
+        """Whether the node is done; found out once, when what it needs is there."""
+        if node.name not in self.due:
+            reason = unfinished(node, self.folder, self.suite)
+            if reason is None:
+                self.done.add(node.name)
+                self.screen.kept(node)
+                return True
+            self.due[node.name] = reason
+        return False
+
+    def _start(self, node: Node) -> bool:
+        wants_gpu = bool(self.resources.gpus) and node.kind in ("train", "score")
+        gpu = self._free_gpu() if wants_gpu else None
+        if (wants_gpu and gpu is None) or len(self.running) >= self.resources.jobs:
             return False
-        clear_outputs(node, self.folder)
+        make_room(node, self.folder)
         log = self.folder / STATE / "logs" / f"{node.name}.log"
-        self.running.append(start(node, self.folder, log, threads=self.resources.threads, gpu=gpu, lock=self.lock))
-        self.screen.started(node, reason)
+        variables = environment(self.resources.threads, gpu, cpu_only=self.resources.cpu_only)
+        self.running.append(start(node, self.folder, log, variables=variables, gpu=gpu, lock=self.lock))
+        self.screen.started(node, self.due[node.name])
         return True
 
     def _free_gpu(self) -> int | None:
@@ -141,22 +157,56 @@ def chain_lengths(nodes: tuple[Node, ...]) -> dict[str, float]:
     return lengths
 
 
-def clear_outputs(node: Node, folder: Path) -> None:
-    """Make room for a node's outputs. A finished training that is being replaced is set aside, never deleted."""
+def make_room(node: Node, folder: Path) -> None:
+    """Clear the way for a node's outputs. What can be made again is removed; anything else is set aside, never deleted.
+
+    Raises:
+        UntaxError: another process is training into the folder.
+    """
     if node.kind == "score":
         return  # `untax eval` replaces single files itself
     for name in node.outputs:
         output = folder / name
-        if not output.exists():
+        if not os.path.lexists(output) or (node.kind == "train" and _continues(node, output, folder)):
             continue
-        manifest = read_manifest(output) if node.kind == "train" else None
-        if manifest is not None:
-            aside = folder / STATE / "replaced" / f"{node.name}-{digest_json(manifest)[:8]}"
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(output, aside)
-        elif not any(output.glob("checkpoint-*")):
+        if _made_again(node, output):
             shutil.rmtree(output)
+        else:
+            _set_aside(node, output, folder)
+
+
+def _continues(node: Node, output: Path, folder: Path) -> bool:
+    """Whether an interrupted training left checkpoints of the very YAML that is run now."""
+    if is_claimed(output):
+        raise UntaxError(
+            "Another process is training into this folder.",
+            where=output,
+            fix="Wait for it or stop it, then run the same command again.",
+        )
+    begun = started_with(output)
+    if begun is None or not any(output.glob("checkpoint-*")) or (output / MANIFEST_NAME).exists():
+        return False
+    config = folder / str(node.config)
+    return begun.get("config") == digest_file(config) and not stale_inputs(begun, read_yaml(config), folder)
+
+
+def _made_again(node: Node, output: Path) -> bool:
+    """Whether nothing is lost with a folder: untax made it from what is still here, or it holds no weights."""
+    if output.is_symlink():
+        return False
+    if node.kind == "train":
+        return not any(output.rglob("*.safetensors"))
+    try:
+        return read_manifest(output) is not None
+    except UntaxError:
+        return False
+
+
+def _set_aside(node: Node, output: Path, folder: Path) -> None:
+    replaced = folder / STATE / "replaced"
+    replaced.mkdir(parents=True, exist_ok=True)
+    places = (replaced / f"{node.name}-{number}" for number in itertools.count(1))
+    os.replace(output, next(place for place in places if not os.path.lexists(place)))
 
 
 def resources(device: str, *, jobs: int | None = None, threads: int | None = None) -> Resources:
@@ -167,7 +217,7 @@ def resources(device: str, *, jobs: int | None = None, threads: int | None = Non
     if device == "cuda":
         gpus = visible_gpus()
         return Resources(jobs or max(1, len(gpus)), threads or max(1, (os.cpu_count() or 1) // max(1, len(gpus))), gpus)
-    return Resources(jobs or max(1, min(os.cpu_count() or 1, _memory_gib() // 3)), threads or 1)
+    return Resources(jobs or max(1, min(os.cpu_count() or 1, _memory_gib() // 3)), threads or 1, cpu_only=True)
 
 
 def visible_gpus() -> tuple[int, ...]:

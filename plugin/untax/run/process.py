@@ -47,7 +47,7 @@ class Running:
         self.process.wait()
 
 
-def start(node: Node, folder: Path, log: Path, *, threads: int, gpu: int | None, lock: IO[str]) -> Running:
+def start(node: Node, folder: Path, log: Path, *, variables: dict[str, str], gpu: int | None, lock: IO[str]) -> Running:
     """Start a node's command in the run folder; its output goes to ``log``.
 
     Raises:
@@ -57,7 +57,6 @@ def start(node: Node, folder: Path, log: Path, *, threads: int, gpu: int | None,
     with log.open("wb") as output:
         output.write(f"$ {' '.join(node.command)}\n".encode())
         output.flush()
-        variables = environment(threads, gpu)
         program = shutil.which(node.command[0], path=variables["PATH"])
         if program is None:
             raise UntaxError(
@@ -79,8 +78,8 @@ def start(node: Node, folder: Path, log: Path, *, threads: int, gpu: int | None,
     return Running(node, process, log, gpu)
 
 
-def environment(threads: int, gpu: int | None) -> dict[str, str]:
-    """The node's environment: this one's, with its tools first on PATH and its share of the machine."""
+def environment(threads: int, gpu: int | None, *, cpu_only: bool = False) -> dict[str, str]:
+    """A node's environment: this one's, with its tools first on PATH and its share of the machine."""
     binaries = str(Path(sys.executable).parent)
     variables = {
         **os.environ,
@@ -91,8 +90,8 @@ def environment(threads: int, gpu: int | None) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
     }
     variables.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
-    if gpu is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    if cpu_only or gpu is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else str(gpu)
     return variables
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from untax.data.corpus import entries_digest
+
 
 def missing_proof(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
     """What the manifest fails to prove of the YAML, or None."""
@@ -19,7 +21,10 @@ def _disperse_settings(config: dict[str, Any], section: dict[str, Any]) -> str |
         "seed": config.get("disperse_seed", 42),
         "clusters": config.get("disperse_clusters"),
         "first_turn": bool(config.get("disperse_first_turn")),
+        "entries": entries_digest(config.get("datasets") or []),
     }
+    if section.get("entries") != wanted["entries"]:
+        return "datasets now names other rows than it was made from"
     differing = [
         f"{key} {section.get(key)!r} instead of {value!r}" for key, value in wanted.items() if section.get(key) != value
     ]
