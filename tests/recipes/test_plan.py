@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import shlex
 from typing import Any
 
 import pytest
@@ -18,7 +19,11 @@ from untax.recipes.spec import check_spec
 def spec(arms: dict[str, Any], **more: Any):
     content = {"base": "b", "device": "cpu", "sft": [{"path": "s.jsonl", "type": "alpaca"}], "arms": arms, **more}
     content.setdefault("preference", [{"path": "p.jsonl"}])
-    content.setdefault("training", {"preference": {"rl": "dpo"}})
+    training = content.setdefault("training", {})
+    content["training"] = {
+        "sft": {"adapter": "lora", **training.get("sft", {})},
+        "preference": {"adapter": "lora", "rl": "dpo", **training.get("preference", {})},
+    }
     return check_spec(content, where="test")
 
 
@@ -81,6 +86,31 @@ def test_first_turn_needs_its_plugin_in_every_sft():
         assert content["disperse_first_turn"] is True
         assert content["plugins"].count("untax.DispersePlugin") == 1
         assert ("untax.DeltaPenaltyPlugin" in content["plugins"]) == (name == "sft-sparse")
+
+
+@pytest.mark.parametrize("first_turn", [False, True])
+def test_the_recipes_plugins_come_behind_untaxs_own(first_turn: bool):
+    liger = "axolotl.integrations.liger.LigerPlugin"
+    training = {
+        "sft": {"plugins": [liger, "untax.ManifestPlugin", "untax.DispersePlugin"]},
+        "preference": {"plugins": [liger]},
+    }
+    expanded = plan(spec({"vanilla": {}, "paft": {}, "dtm": {}}, training=training, first_turn=first_turn))
+    own = {
+        "sft": ["untax.DispersePlugin" if first_turn else "untax.ManifestPlugin"],
+        "sft-sparse": [*(["untax.DispersePlugin"] if first_turn else []), "untax.DeltaPenaltyPlugin"],
+        "cluster-0": ["untax.DispersePlugin"],
+        "dpo": ["untax.ManifestPlugin"],
+    }
+    assert {name: keys(expanded, f"recipes/{name}.yaml")["plugins"] for name in own} == {
+        name: [*plugins, liger] for name, plugins in own.items()
+    }
+
+
+def test_launch_commands_can_be_pasted():
+    for text in plan(spec({"vanilla": {}}), folder="my run/it's").files.values():
+        command = next(line for line in text.splitlines() if line.startswith("# Run:   ")).removeprefix("# Run:   ")
+        assert shlex.split(command)[:3] == ["cd", "my run/it's", "&&"]
 
 
 def test_sequential_starts_from_the_sft_result():

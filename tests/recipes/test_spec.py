@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,11 +11,12 @@ from untax.errors import UntaxError
 from untax.recipes.spec import check_spec, read_spec
 from untax.recipes.write import spec_text
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "base": "some/base",
     "sft": [{"path": "sft.jsonl", "type": "alpaca"}],
     "preference": [{"path": "pairs.jsonl"}],
     "arms": {"vanilla": None, "dtm": {"clusters": 3}, "paft": {}},
+    "training": {"sft": {"adapter": "lora"}, "preference": {"adapter": "lora", "rl": "dpo"}},
 }
 
 
@@ -59,6 +61,17 @@ def test_all_problems_in_one_error():
         ({"arms": {"paft": {"merge": ["slerp"], "scales": [0.5]}}}, "slerp"),
         ({"arms": {"dtm": {"scales": []}}}, "arms.dtm.scales"),
         ({"arms": {"dtm": {"scales": [0]}}}, "arms.dtm.scales.0"),
+        ({"arms": {"dtm": {"scales": [0.5, 1, 0.5]}}}, "arms.dtm.scales: 0.5 is named twice"),
+        ({"arms": {"vanilla": {"scales": [0.5, 0.50000001]}}}, "0.5 is named twice"),
+        ({"arms": {"dtm": {"merge": ["ties", "ties"]}}}, "arms.dtm.merge: ties is named twice"),
+        ({"arms": {"dtm": {"merge": ["averge"]}}}, "'averge'. Did you mean 'average'"),
+        ({"arms": {"dtm": {"strategy": "randm"}}}, "arms.dtm.strategy: unknown name 'randm'. Did you mean 'random'"),
+        ({"arms": {"dtm": 4}}, "arms.dtm: keys and values belong here, not 4"),
+        ({"suite": "dmo"}, "suite: unknown name 'dmo'. Did you mean 'demo'"),
+        ({"base": " "}, "base: it is empty"),
+        ({"sft": [{"path": 5}, {"path": ""}]}, "entry 0: path is text, not 5\n.*entry 1 has no path"),
+        ({"training": {"sft": {"adapter": "lora", "plugins": "x.Y"}}}, "training.sft: plugins is a list"),
+        ({"training": {"sft": {"adapter": "lora", "plugins": ["untax.Dispers"]}}}, "untax.Dispers"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change, said):
@@ -66,8 +79,60 @@ def test_what_makes_no_sense_is_refused(change, said):
         check_spec({**GOOD, **change}, where="untax.yaml")
 
 
+OWNED = ("output_dir", "datasets", "base_model", "dataset_prepared_path", "seed", "disperse_cluster", "delta_l1")
+
+
+@pytest.mark.parametrize("kind", ["sft", "preference"])
+def test_keys_of_the_plan_are_refused_with_the_other_problems(kind: str):
+    training = {**GOOD["training"], kind: {**GOOD["training"][kind], **dict.fromkeys(OWNED, 1), "lora_r": 8}}
+    with pytest.raises(UntaxError) as caught:
+        check_spec({**GOOD, "training": training, "devise": "cpu"}, where="untax.yaml")
+    for key in OWNED:
+        assert f"training.{kind}: {key} belongs to the plan" in str(caught.value)
+    assert "devise" in str(caught.value)
+    assert "lora_r" not in str(caught.value)
+
+
+def test_what_could_not_be_merged_is_refused():
+    """The arms that are asked for decide which keys are needed."""
+    with pytest.raises(UntaxError) as caught:
+        check_spec({**GOOD, "training": {}, "suite": "dmo"}, where="untax.yaml")
+    for part in ("training.sft.adapter", "training.preference.adapter", "training.preference.rl", "suite"):
+        assert f"  - {part}:" in str(caught.value)
+    with pytest.raises(UntaxError) as caught:
+        check_spec({**GOOD, "training": {}, "arms": {"vanilla": {}}}, where="untax.yaml")
+    assert "preference" not in str(caught.value)
+    without = {name: value for name, value in GOOD.items() if name != "training"}
+    with pytest.raises(UntaxError, match=r"training\.sft\.adapter"):
+        check_spec(without, where="untax.yaml")
+
+
+def test_local_files_are_looked_at_from_the_run_folder(tmp_path: Path):
+    for name in ("model.gguf", "empty.jsonl", "full.jsonl"):
+        (tmp_path / name).write_text("" if name.startswith("empty") else "{}\n")
+    content = {**GOOD, "base": "../model.gguf", "sft": [{"path": "../full.jsonl"}, {"path": "../empty.jsonl"}]}
+    assert check_spec(content, where="untax.yaml").base == "../model.gguf"
+    with pytest.raises(UntaxError) as caught:
+        check_spec(content, where="untax.yaml", folder=tmp_path / "run")
+    assert "base: ../model.gguf is a file" in str(caught.value)
+    assert "sft: entry 1: the file ../empty.jsonl is empty" in str(caught.value)
+    assert "entry 0" not in str(caught.value)
+
+
+def test_an_empty_file_is_called_empty(tmp_path: Path):
+    (tmp_path / "untax.yaml").write_text("# nothing yet\n")
+    with pytest.raises(UntaxError, match=r"^The recipe is empty\."):
+        read_spec(tmp_path / "untax.yaml")
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path):
+    with pytest.raises(UntaxError, match="directory"):
+        read_spec(tmp_path)
+
+
 def test_spec_survives_being_written(tmp_path: Path):
-    spec = check_spec({**GOOD, "training": {"sft": {"learning_rate": 1e-5}}, "suite": "demo"}, where="test")
+    training = {**GOOD["training"], "sft": {"adapter": "qlora", "learning_rate": 1e-5}}
+    spec = check_spec({**GOOD, "training": training, "suite": "demo"}, where="test")
     (tmp_path / "untax.yaml").write_text(spec_text(spec))
     assert read_spec(tmp_path / "untax.yaml") == spec
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from untax.demo.demo import demo_spec
 from untax.errors import UntaxError
+from untax.manifest import digest_bytes
+from untax.recipes.graph import Layout
 from untax.recipes.paths import rebased, seen_from_run
-from untax.recipes.write import write_run_folder
+from untax.recipes.spec import RunSpec, check_spec, read_spec
+from untax.recipes.write import RECORD, spec_text, write_run_folder
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -36,6 +40,97 @@ def test_an_edited_yaml_is_kept_unless_forced(tmp_path: Path):
     assert "max_steps: 3" not in edited.read_text()
 
 
+def shrunk():
+    """The demo with two clusters, and without PAFT and what is its alone."""
+    content = demo_spec().model_dump(exclude_none=True)
+    arms = {"vanilla": content["arms"]["vanilla"], "dtm": {**content["arms"]["dtm"], "clusters": 2}}
+    return check_spec({**content, "arms": arms}, where="test")
+
+
+def edit_spec(folder: Path, spec: RunSpec) -> Path:
+    """What a user does: another recipe, with a remark."""
+    path = folder / "untax.yaml"
+    path.write_text(spec_text(spec) + "# my remark\n")
+    return path
+
+
+def test_an_edited_recipe_expands_again_and_keeps_its_comments(tmp_path: Path):
+    write_run_folder(demo_spec(), tmp_path)
+    assert (tmp_path / "recipes/sft-sparse.yaml").exists()
+    source = edit_spec(tmp_path, shrunk())
+    expanded = write_run_folder(read_spec(source), tmp_path, source=source)
+    assert source.read_text().endswith("# my remark\n")
+    left = {name for name in contents(tmp_path) if name.startswith(("recipes/", "mergekit_configs/"))}
+    assert left == set(expanded.files)
+    assert "disperse_clusters: 2" in (tmp_path / "recipes/cluster-0.yaml").read_text()
+    before = contents(tmp_path)
+    write_run_folder(read_spec(source), tmp_path, source=source)
+    assert contents(tmp_path) == before
+
+
+def test_expanding_again_keeps_what_was_edited_by_hand(tmp_path: Path):
+    write_run_folder(demo_spec(), tmp_path)
+    for name in ("cluster-0", "cluster-3"):
+        (tmp_path / f"recipes/{name}.yaml").write_text("mine: 1\n")
+    source = edit_spec(tmp_path, shrunk())
+    before = contents(tmp_path)
+    with pytest.raises(UntaxError, match="edited by hand") as caught:
+        write_run_folder(read_spec(source), tmp_path, source=source)
+    assert "cluster-0" in str(caught.value)
+    assert "cluster-1" not in str(caught.value)
+    assert contents(tmp_path) == before
+    write_run_folder(read_spec(source), tmp_path, source=source, force=True)
+    after = contents(tmp_path)
+    assert after["recipes/cluster-0.yaml"] != "mine: 1\n"
+    assert after["recipes/cluster-3.yaml"] == "mine: 1\n"
+    assert "recipes/cluster-2.yaml" not in after
+    assert after["untax.yaml"].endswith("# my remark\n")
+
+
+@pytest.mark.parametrize("record", [None, "{", "[]"])
+def test_without_a_record_what_differs_is_refused(tmp_path: Path, record: str | None):
+    write_run_folder(demo_spec(), tmp_path)
+    (tmp_path / RECORD).unlink() if record is None else (tmp_path / RECORD).write_text(record)
+    source = edit_spec(tmp_path, shrunk())
+    with pytest.raises(UntaxError, match=r"cluster-0\.yaml"):
+        write_run_folder(read_spec(source), tmp_path, source=source)
+    write_run_folder(read_spec(source), tmp_path, source=source, force=True)
+    assert (tmp_path / "recipes/cluster-3.yaml").exists()
+
+
+def test_a_record_removes_nothing_elsewhere(tmp_path: Path):
+    (tmp_path / "other.yaml").write_text("x: 1\n")
+    run = tmp_path / "run"
+    write_run_folder(demo_spec(), run)
+    digest = digest_bytes(b"x: 1\n")
+    names = ["../other.yaml", "recipes/../../other.yaml", str(tmp_path / "other.yaml")]
+    (run / RECORD).write_text(json.dumps(dict.fromkeys(names, digest)))
+    write_run_folder(demo_spec(), run)
+    assert (tmp_path / "other.yaml").exists()
+
+
+def test_a_folder_under_another_name_is_not_rewritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A YAML that changes is trained again; how the user names the folder is no change."""
+    write_run_folder(demo_spec(), tmp_path / "my run")
+    before = contents(tmp_path / "my run")
+    monkeypatch.chdir(tmp_path / "my run")
+    write_run_folder(read_spec(Path("untax.yaml")), Path(), source=Path("untax.yaml"))
+    assert contents(tmp_path / "my run") == before
+
+
+def test_named_recipes_have_no_record(tmp_path: Path):
+    write_run_folder(demo_spec(), tmp_path, layout=Layout("x"))
+    assert not (tmp_path / ".untax").exists()
+
+
+def test_a_file_that_is_no_text_counts_as_edited(tmp_path: Path):
+    write_run_folder(demo_spec(), tmp_path)
+    (tmp_path / "recipes/sft.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(UntaxError, match=r"edited by hand:\s+recipes/sft\.yaml"):
+        write_run_folder(demo_spec(), tmp_path)
+    write_run_folder(demo_spec(), tmp_path, force=True)
+
+
 def test_another_run_in_the_folder_is_refused(tmp_path: Path):
     write_run_folder(demo_spec(), tmp_path)
     other = demo_spec().model_copy(update={"seed": 43})
@@ -47,8 +142,9 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path):
 
 def test_an_output_path_that_is_a_file(tmp_path: Path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UntaxError):
-        write_run_folder(demo_spec(), tmp_path / "file")
+    for out in ("file", "file/run"):
+        with pytest.raises(UntaxError, match="The output path is a file"):
+            write_run_folder(demo_spec(), tmp_path / out)
 
 
 def test_local_paths_are_relative_to_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -59,6 +155,35 @@ def test_local_paths_are_relative_to_the_run_folder(tmp_path: Path, monkeypatch:
     for missing in ("missing.jsonl", "./missing", "a/b/c", "/nowhere"):
         with pytest.raises(UntaxError, match="no such file"):
             seen_from_run(missing, Path("run"), where="--dataset")
+
+
+def test_links_stay_as_they_were_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A link gives a folder a name that mergekit can read."""
+    (tmp_path / "a+b").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "a+b")
+    monkeypatch.chdir(tmp_path)
+    for typed in ("model", str(tmp_path / "model")):
+        assert seen_from_run(typed, Path("run"), where="--base") == "../model"
+    assert seen_from_run("a+b", Path("run"), where="--base") == "../a+b"
+
+
+def test_paths_lead_out_of_a_linked_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "far/away")
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    monkeypatch.chdir(tmp_path)
+    for out in ("link/run", "link"):
+        found = seen_from_run("data.jsonl", Path(out), where="--dataset")
+        Path(out).mkdir(exist_ok=True)
+        assert (Path(out) / found).samefile("data.jsonl")
+    found = seen_from_run("link/../../data.jsonl", Path("new/run"), where="--dataset")
+    Path("new/run").mkdir(parents=True)
+    assert (Path("new/run") / found).samefile("data.jsonl")
+
+
+def test_an_empty_path_is_refused():
+    with pytest.raises(UntaxError, match="empty"):
+        seen_from_run("", Path("run"), where="--base")
 
 
 def test_a_spec_that_moves_takes_its_paths_along(tmp_path: Path):

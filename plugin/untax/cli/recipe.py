@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from untax.recipes.spec import RunSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -26,7 +30,7 @@ def shared_options(function: F) -> F:
             ),
             click.option("--seed", type=int, default=42, show_default=True, help="Seed of the trainings."),
             click.option("--suite", help="Score every model on this suite of `untax eval`."),
-            click.option("--force", is_flag=True, help="Overwrite YAMLs that are there and differ."),
+            click.option("--force", is_flag=True, help="Overwrite another run's files and YAMLs edited by hand."),
         ]
     ):
         function = option(function)
@@ -38,12 +42,13 @@ def shared_options(function: F) -> F:
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="With --from: the run folder (default: the spec's own)."
 )
-@click.option("--force", is_flag=True, help="With --from: overwrite YAMLs that are there and differ.")
+@click.option("--force", is_flag=True, help="With --from: overwrite YAMLs edited by hand.")
 @click.pass_context
 def command(context: click.Context, spec: Path | None, out: Path | None, force: bool) -> None:
     """Write a run folder: untax.yaml, Axolotl YAMLs and mergekit YAMLs. Nothing is trained.
 
-    Without a subcommand, `--from untax.yaml` expands a recipe that was edited.
+    Without a subcommand, `--from untax.yaml` expands a recipe that was edited. The file itself stays as it is, and
+    what was generated before and not edited since is replaced.
     """
     if context.invoked_subcommand is not None:
         return
@@ -54,7 +59,7 @@ def command(context: click.Context, spec: Path | None, out: Path | None, force: 
     from untax.recipes.spec import read_spec
 
     folder = out or spec.parent
-    _write(rebased(read_spec(spec), spec.parent, folder), folder, force=force)
+    _write(rebased(read_spec(spec), spec.parent, folder), folder, force=force, source=spec)
 
 
 @command.command("dtm")
@@ -66,6 +71,8 @@ def command(context: click.Context, spec: Path | None, out: Path | None, force: 
     help="Instruction data: a file, folder or hub id; may be repeated.",
 )
 @click.option("--type", "dataset_type", default="alpaca", show_default=True, help="Axolotl's dataset type.")
+@click.option("--split", help="The split of the data to train on (default: Axolotl's).")
+@click.option("--pad-token", help="The padding token, for a base without one.")
 @click.option(
     "-k",
     "--clusters",
@@ -97,10 +104,10 @@ def dtm(**options: Any) -> None:
 
     arm = {"clusters": options["clusters"], "strategy": options["strategy"], "merge": list(options["merges"])}
     content = {
-        "sft": _entries("--dataset", options["datasets"], options["dataset_type"], options["out"]),
+        "sft": _entries("--dataset", options["datasets"], options["dataset_type"], options["split"], options["out"]),
         "first_turn": options["first_turn"],
         "arms": {**({"vanilla": {}} if options["with_vanilla"] else {}), "dtm": arm},
-        "training": {"sft": values(dtm_sft())},
+        "training": {"sft": {**values(dtm_sft()), **_tokens(options)}},
         "settings": "dtm",
     }
     _make(content, options)
@@ -122,6 +129,12 @@ def dtm(**options: Any) -> None:
     show_default=True,
     help="Axolotl's dataset type of the pairs.",
 )
+@click.option("--sft-split", help="The split of the instruction data (default: Axolotl's).")
+@click.option("--preference-split", help="The split of the preference pairs (default: Axolotl's).")
+@click.option(
+    "--chat-template", help="An Axolotl chat template for both trainings, or zephyr, the paper's (default: the base's)."
+)
+@click.option("--pad-token", help="The padding token of both trainings, for a base without one.")
 @click.option(
     "--delta-l1",
     type=float,
@@ -150,10 +163,19 @@ def paft(**options: Any) -> None:
     merges = list(options["merges"])
     baselines = {"vanilla": {}, "sequential": {}, "parallel": {"merge": merges}} if options["with_baselines"] else {}
     content = {
-        "sft": _entries("--sft", options["sft"], options["sft_type"], options["out"]),
-        "preference": _entries("--preference", options["preference"], options["preference_type"], options["out"]),
+        "sft": _entries("--sft", options["sft"], options["sft_type"], options["sft_split"], options["out"]),
+        "preference": _entries(
+            "--preference",
+            options["preference"],
+            options["preference_type"],
+            options["preference_split"],
+            options["out"],
+        ),
         "arms": {**baselines, "paft": {"delta_l1": options["delta_l1"], "merge": merges}},
-        "training": {"sft": values(paft_sft()), "preference": values(paft_preference())},
+        "training": {
+            "sft": {**values(paft_sft()), **_tokens(options)},
+            "preference": {**values(paft_preference()), **_tokens(options)},
+        },
         "settings": "paft",
     }
     _make(content, options)
@@ -171,22 +193,46 @@ def _make(content: dict[str, Any], options: dict[str, Any]) -> None:
         "dtype": dtype,
         "suite": options["suite"],
     }
-    _write(check_spec({**shared, **content}, where="the options"), options["out"], force=options["force"])
+    spec = check_spec({**shared, **content}, where="the options", folder=options["out"])
+    _write(spec, options["out"], force=options["force"])
 
 
-def _write(spec: Any, out: Path, *, force: bool) -> None:
+def _write(spec: RunSpec, out: Path, *, force: bool, source: Path | None = None) -> None:
+    from untax.recipes.rows import check_rows, known_rows, long_warmups
     from untax.recipes.write import write_run_folder
 
-    expanded = write_run_folder(spec, out, force=force)
+    rows = known_rows(spec, out)
+    if rows is not None:
+        check_rows(spec, rows, where=source or "the options")
+    expanded = write_run_folder(spec, out, force=force, source=source)
     trainings = sum(node.kind == "train" for node in expanded.nodes)
-    click.echo(f"{out}: {trainings} trainings and {len(expanded.files) - trainings} merges, nothing run yet.")
-    click.echo(f"All of it, resumable:  untax run {out}        (what it would do: --dry-run)")
+    merges = sum(node.kind == "merge" for node in expanded.nodes)
+    click.echo(f"{out}: {trainings} trainings and {merges} merges, nothing run yet.")
+    click.echo(f"All of it, resumable:  untax run {shlex.quote(str(out))}        (what it would do: --dry-run)")
     click.echo(f"Or by hand, in {out}:")
     for node in expanded.nodes:
-        click.echo(f"  {' '.join(node.command)}")
+        click.echo(f"  {shlex.join(node.command)}")
+    for warning in long_warmups(spec, rows) if rows is not None else []:
+        click.echo(f"untax: warning: {warning}", err=True)
 
 
-def _entries(option: str, paths: tuple[str, ...], dataset_type: str, out: Path) -> list[dict[str, Any]]:
+def _entries(
+    option: str, paths: tuple[str, ...], dataset_type: str, split: str | None, out: Path
+) -> list[dict[str, Any]]:
     from untax.recipes.paths import seen_from_run
 
-    return [{"path": seen_from_run(path, out, where=option), "type": dataset_type} for path in paths]
+    more = {} if split is None else {"split": split}
+    return [{"path": seen_from_run(path, out, where=option), **more, "type": dataset_type} for path in paths]
+
+
+def _tokens(options: dict[str, Any]) -> dict[str, Any]:
+    """Axolotl's keys for the chat template and the padding token, of those that were given."""
+    from untax.recipes.presets import ZEPHYR_TEMPLATE
+
+    template, token = options.get("chat_template"), options["pad_token"]
+    keys: dict[str, Any] = {}
+    if template == "zephyr":
+        keys |= {"chat_template": "jinja", "chat_template_jinja": ZEPHYR_TEMPLATE}
+    elif template is not None:
+        keys["chat_template"] = template
+    return keys if token is None else {**keys, "special_tokens": {"pad_token": token}}

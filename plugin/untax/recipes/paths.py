@@ -18,10 +18,12 @@ def seen_from_run(path: str, folder: Path, *, where: object) -> str:
     """A path that the user typed, as seen from the run folder; a hub id or URL stays as it is.
 
     Raises:
-        UntaxError: there is no such file, and it cannot be a hub id.
+        UntaxError: it is empty, or there is no such file, and it cannot be a hub id.
     """
+    if not path.strip():
+        raise UntaxError("The name is empty.", where=where, fix="Name a file, a folder or a hub id.")
     if Path(path).exists():
-        return explicit(os.path.relpath(Path(path).resolve(), folder.resolve()))
+        return explicit(_relative(path, folder))
     if not is_local(path):
         return path
     raise UntaxError(
@@ -29,6 +31,19 @@ def seen_from_run(path: str, folder: Path, *, where: object) -> str:
         where=f"{where} {path}",
         fix="Check the path; it is taken from the present folder.",
     )
+
+
+def _relative(path: str | Path, folder: Path) -> str:
+    """``path`` from ``folder``, with links as they were typed: a link's name can be readable where its target's is not.
+
+    A tool that climbs out of a linked folder comes out beside the link's target, so each result is tried.
+    """
+    target, start = os.path.realpath(path), os.path.realpath(folder)
+    typed = os.path.abspath(path)
+    for found in (os.path.relpath(typed, os.path.abspath(folder)), os.path.relpath(typed, start)):
+        if os.path.realpath(os.path.join(start, found)) == target:
+            return found
+    return os.path.relpath(target, start)
 
 
 def explicit(path: str) -> str:
@@ -47,7 +62,7 @@ def rebased(spec: RunSpec, old: Path, new: Path) -> RunSpec:
         return spec
 
     def moved(path: str) -> str:
-        return explicit(os.path.relpath((old / path).resolve(), new.resolve())) if (old / path).exists() else path
+        return explicit(_relative(old / path, new)) if (old / path).exists() else path
 
     def entries(listed: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
         return None if listed is None else [{**entry, "path": moved(entry["path"])} for entry in listed]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from untax.recipes import axolotl_yaml, mergekit_yaml
+from untax.recipes.checks import DISPERSE, MANIFEST, OWN_PLUGINS, PENALTY
 from untax.recipes.graph import Layout, Node, Plan, ScoredModel
 from untax.recipes.mergekit_yaml import Merge
 from untax.recipes.papers import device_settings, origin, values
 from untax.recipes.spec import Dtm, Paft, Parallel, RunSpec, Sequential, Vanilla
 
-MANIFEST = "untax.ManifestPlugin"
-DISPERSE = "untax.DispersePlugin"
-PENALTY = "untax.DeltaPenaltyPlugin"
 BASE = "base"
 
 
@@ -93,7 +92,7 @@ class _Builder:
 
     def _sft_sparse(self, delta_l1: float) -> str:
         keys = {**self._sft_keys(), "delta_l1": delta_l1}
-        keys["plugins"] = [plugin for plugin in keys["plugins"] if plugin != MANIFEST] + [PENALTY]
+        keys["plugins"] = self._plugins(*([DISPERSE] if self.spec.first_turn else []), PENALTY)
         return self._train(
             "sft-sparse",
             keys,
@@ -111,7 +110,7 @@ class _Builder:
         name = f"cluster-{index}"
         keys = {
             **self._sft_keys(),
-            "plugins": [DISPERSE],
+            "plugins": self._plugins(DISPERSE),
             "disperse_clusters": arm.clusters,
             "disperse_cluster": index,
             "disperse_strategy": arm.strategy,
@@ -177,17 +176,22 @@ class _Builder:
         first_turn = {"disperse_first_turn": True} if self.spec.first_turn else {}
         plugin = DISPERSE if self.spec.first_turn else MANIFEST
         return {
-            "plugins": [plugin],
             **first_turn,
             "datasets": self.spec.sft,
             **self._common_keys(self.spec.base, self.spec.training.sft),
+            "plugins": self._plugins(plugin),
         }
+
+    def _plugins(self, *own: str, kind: Literal["sft", "preference"] = "sft") -> list[str]:
+        """The plugins of untax that a training needs, then the recipe's; which of untax's are there, the plan says."""
+        listed = getattr(self.spec.training, kind).get("plugins") or []
+        return list(dict.fromkeys([*own, *(plugin for plugin in listed if plugin not in OWN_PLUGINS)]))
 
     def _preference_keys(self, *, base: str) -> dict[str, Any]:
         return {
-            "plugins": [MANIFEST],
             "datasets": self.spec.preference,
             **self._common_keys(base, self.spec.training.preference),
+            "plugins": self._plugins(MANIFEST, kind="preference"),
         }
 
     # Merges
@@ -243,4 +247,4 @@ class _Builder:
             self.nodes[f"score-{arm}"] = Node(f"score-{arm}", "score", command, results, None, needs, models=models)
 
     def _launch(self, command: Sequence[str]) -> str:
-        return f"cd {self.folder} && {' '.join(command)}"
+        return f"cd {shlex.quote(self.folder)} && {shlex.join(command)}"

@@ -3,20 +3,54 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from untax.errors import UntaxError, near_names
+from untax.files import disk_error
+from untax.recipes.checks import base_problems, entry_problems, owned_keys, twice, unknown_name, unmergeable
 
 SPEC_NAME = "untax.yaml"
 DTM_MERGES = ("average", "task_arithmetic", "ties", "dare_linear")
 PAFT_MERGES = ("slerp", "task_arithmetic", "ties", "dare_ties", "linear")
 
+
+def _refuse(problems: list[str]) -> None:
+    """One error of several lines; each becomes a problem of its own."""
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    _refuse(twice(values))
+    return values
+
+
 Scale = Annotated[float, Field(gt=0, le=2)]
-Scales = Annotated[list[Scale], Field(min_length=1)]
+Scales = Annotated[list[Scale], Field(min_length=1), AfterValidator(_each_once)]
+DtmMerges = Annotated[
+    list[Literal["average", "task_arithmetic", "ties", "dare_linear"]],
+    Field(min_length=1),
+    AfterValidator(_each_once),
+]
+PaftMerges = Annotated[
+    list[Literal["slerp", "task_arithmetic", "ties", "dare_ties", "linear"]],
+    Field(min_length=1),
+    AfterValidator(_each_once),
+]
 DatasetEntries = Annotated[list[dict[str, Any]], Field(min_length=1)]
 
 
@@ -38,17 +72,21 @@ class Dtm(Strict):
     clusters: int = Field(default=4, ge=2)
     strategy: str = "random"
     seed: int = 42
-    merge: list[Literal["average", "task_arithmetic", "ties", "dare_linear"]] = Field(default=["average"], min_length=1)
+    merge: DtmMerges = ["average"]
     scales: Scales = [1.0]
+
+    @field_validator("strategy")
+    @classmethod
+    def _registered(cls, strategy: str) -> str:
+        _refuse(unknown_name("disperse_strategies", strategy))
+        return strategy
 
 
 class Paft(Strict):
     """SFT with an L1 penalty and preference training in parallel from one base, merged (section 2)."""
 
     delta_l1: float = Field(default=1e-4, ge=0)
-    merge: list[Literal["slerp", "task_arithmetic", "ties", "dare_ties", "linear"]] = Field(
-        default=["ties"], min_length=1
-    )
+    merge: PaftMerges = ["ties"]
     scales: Scales = [1.0]
 
     @field_validator("delta_l1")
@@ -67,9 +105,7 @@ class Paft(Strict):
 class Parallel(Strict):
     """PAFT without the penalty: dense SFT and preference training in parallel, merged."""
 
-    merge: list[Literal["slerp", "task_arithmetic", "ties", "dare_ties", "linear"]] = Field(
-        default=["ties"], min_length=1
-    )
+    merge: PaftMerges = ["ties"]
     scales: Scales = [1.0]
 
     @model_validator(mode="after")
@@ -115,12 +151,23 @@ class Arms(Strict):
         """The arms that are asked for, in the order of the tables."""
         return [name for name in type(self).model_fields if getattr(self, name) is not None]
 
+    @property
+    def with_preference(self) -> list[str]:
+        """Those that train on preference pairs as well."""
+        return [name for name in self.names if name in ("paft", "sequential", "parallel")]
+
 
 class Training(Strict):
     """Axolotl keys of the two kinds of training; anything Axolotl knows."""
 
     sft: dict[str, Any] = {}
     preference: dict[str, Any] = {}
+
+    @field_validator("sft", "preference")
+    @classmethod
+    def _not_the_plans(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        _refuse(owned_keys(keys))
+        return keys
 
 
 class RunSpec(Strict):
@@ -133,7 +180,7 @@ class RunSpec(Strict):
     first_turn: bool = False
     preference: DatasetEntries | None = None
     arms: Arms
-    training: Training = Training()
+    training: Training = Field(default=Training(), validate_default=True)
     settings: Literal["dtm", "paft"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     suite: str | None = None
@@ -141,29 +188,47 @@ class RunSpec(Strict):
     @model_validator(mode="after")
     def _data_for_arms(self) -> RunSpec:
         needs_sft = self.arms.names
-        needs_preference = [name for name in self.arms.names if name in ("paft", "sequential", "parallel")]
+        needs_preference = self.arms.with_preference
+        problems = []
         if needs_sft and not self.sft:
-            raise ValueError(f"sft is missing: {', '.join(needs_sft)} train on instruction data")
+            problems.append(f"sft is missing: {', '.join(needs_sft)} train on instruction data")
         if needs_preference and not self.preference:
-            raise ValueError(f"preference is missing: {', '.join(needs_preference)} train on preference pairs")
+            problems.append(f"preference is missing: {', '.join(needs_preference)} train on preference pairs")
+        _refuse(problems)
         return self
 
     @field_validator("base")
     @classmethod
-    def _readable_by_mergekit(cls, base: str) -> str:
-        if "+" in base or "@" in base:
-            raise ValueError(
-                f"mergekit reads '+' and '@' as separators, so it cannot read {base}: rename or link the folder"
-            )
+    def _a_model(cls, base: str, info: ValidationInfo) -> str:
+        _refuse(base_problems(base, _folder(info)))
         return base
 
     @field_validator("sft", "preference")
     @classmethod
-    def _entries_have_paths(cls, entries: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-        for index, entry in enumerate(entries or []):
-            if not entry.get("path"):
-                raise ValueError(f"entry {index} has no path")
+    def _readable_entries(
+        cls, entries: list[dict[str, Any]] | None, info: ValidationInfo
+    ) -> list[dict[str, Any]] | None:
+        _refuse(entry_problems(entries or [], _folder(info)))
         return entries
+
+    @field_validator("training")
+    @classmethod
+    def _adapters_to_merge(cls, training: Training, info: ValidationInfo) -> Training:
+        arms: Arms | None = info.data.get("arms")
+        if arms is not None:
+            _refuse(unmergeable(training, sft=arms.names, preference=arms.with_preference))
+        return training
+
+    @field_validator("suite")
+    @classmethod
+    def _registered(cls, suite: str | None) -> str | None:
+        _refuse([] if suite is None else unknown_name("eval_suites", suite))
+        return suite
+
+
+def _folder(info: ValidationInfo) -> Path | None:
+    """The run folder, where the caller of the check knows it."""
+    return (info.context or {}).get("folder")
 
 
 def read_spec(path: Path) -> RunSpec:
@@ -178,30 +243,50 @@ def read_spec(path: Path) -> RunSpec:
         raise UntaxError(
             "There is no recipe here.", where=path, fix="Make one with `untax recipe dtm` or `untax recipe paft`."
         ) from error
+    except OSError as error:
+        raise disk_error(error, path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UntaxError(f"The recipe is no YAML: {error}", where=path, fix="Correct the file.") from error
-    return check_spec(content, where=path)
+    return check_spec(content, where=path, folder=path.parent)
 
 
-def check_spec(content: Any, *, where: object) -> RunSpec:
-    """A spec from plain values; all problems in one UntaxError."""
+def check_spec(content: Any, *, where: object, folder: Path | None = None) -> RunSpec:
+    """A spec from plain values; all problems in one UntaxError.
+
+    Args:
+        content: the values.
+        where: what to call them in an error.
+        folder: the run folder, to look at local files from; without it they are not looked at.
+    """
+    if content is None:
+        raise UntaxError(
+            "The recipe is empty.", where=where, fix="Make one with `untax recipe dtm` or `untax recipe paft`."
+        )
     try:
-        return RunSpec.model_validate(content)
+        return RunSpec.model_validate(content, context={"folder": folder})
     except ValidationError as error:
-        problems = [_problem(entry) for entry in error.errors()]
+        problems = [problem for entry in error.errors() for problem in _problems(entry)]
         raise UntaxError(
             "The recipe is wrong:\n  - " + "\n  - ".join(problems), where=where, fix="Correct these keys."
         ) from error
 
 
-def _problem(entry: Any) -> str:
+def _problems(entry: Any) -> list[str]:
+    """What one of pydantic's errors says, a sentence for each problem in it."""
     key = ".".join(str(part) for part in entry["loc"]) or "the recipe"
+    given = entry["input"]
     if entry["type"] == "extra_forbidden":
-        return f"unknown key {key}. {near_names(str(entry['loc'][-1]), _keys_at(entry['loc'][:-1]))}"
-    message = entry["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower() + message[1:]}" + (
-        "" if entry["type"] in ("missing", "value_error") else f", not {entry['input']!r}"
-    )
+        return [f"unknown key {key}. {near_names(str(entry['loc'][-1]), _keys_at(entry['loc'][:-1]))}"]
+    if entry["type"] == "literal_error":
+        known = re.findall(r"'([^']*)'", entry["ctx"]["expected"])
+        return [f"{key}: unknown name {given!r}. {near_names(str(given), known)}"]
+    if entry["type"] == "model_type":
+        return [f"{key}: keys and values belong here, not {given!r}"]
+    if entry["type"] == "value_error":
+        lines = entry["msg"].removeprefix("Value error, ").split("\n")
+        return [line if line.startswith(f"{key}.") else f"{key}: {line}" for line in lines]
+    message = entry["msg"][0].lower() + entry["msg"][1:]
+    return [f"{key}: {message}" + ("" if entry["type"] == "missing" else f", not {given!r}")]
 
 
 def _keys_at(location: tuple[Any, ...]) -> list[str]:
