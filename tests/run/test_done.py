@@ -1,0 +1,51 @@
+"""Which inputs of a manifest still are what they were."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from untax.demo.demo import BUNDLE
+from untax.errors import UntaxError
+from untax.manifest import digest_file, digest_model
+from untax.run.done import input_digest, read_yaml, stale_inputs
+
+
+@pytest.mark.parametrize("place", ["run", "outputs/run"])
+def test_a_hub_base_is_no_thing_of_this_machine(tmp_path: Path, place: str):
+    """Wherever the run folder lies, also below one that is called outputs."""
+    folder = tmp_path / place
+    folder.mkdir(parents=True)
+    assert input_digest("base", {"base_model": "meta-llama/Llama-2-7b-hf"}, folder) is None
+    assert input_digest("datasets/allenai/tulu-v2-sft-mixture", {}, folder) is None
+
+
+def test_local_inputs_have_the_digests_of_their_content(tmp_path: Path):
+    (tmp_path / "data.jsonl").write_text("{}\n")
+    shutil.copytree(BUNDLE / "base", tmp_path / "base")
+    assert input_digest("datasets/data.jsonl", {}, tmp_path) == digest_file(tmp_path / "data.jsonl")
+    assert input_digest("base", {"base_model": "./base"}, tmp_path) == digest_model(tmp_path / "base")
+    assert input_digest("./base", {}, tmp_path) == digest_model(tmp_path / "base")
+
+
+def test_what_the_run_made_itself_is_missed(tmp_path: Path):
+    assert input_digest("./outputs/sft", {}, tmp_path) == "missing"
+    assert input_digest("base", {"base_model": "outputs/vanilla"}, tmp_path) == "missing"
+
+
+def test_stale_inputs_are_named(tmp_path: Path):
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    inputs = {"datasets/a.jsonl": digest_file(tmp_path / "a.jsonl"), "datasets/some/hub-set": "unknown"}
+    assert stale_inputs({"inputs": inputs}, {}, tmp_path) == []
+    (tmp_path / "a.jsonl").write_text('{"changed": 1}\n')
+    assert stale_inputs({"inputs": inputs}, {}, tmp_path) == ["datasets/a.jsonl"]
+    assert stale_inputs({}, {}, tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"- a\n", b"\xff\xfe"])
+def test_a_broken_yaml_is_said_plainly(tmp_path: Path, content: bytes):
+    (tmp_path / "x.yaml").write_bytes(content)
+    with pytest.raises(UntaxError, match="YAML"):
+        read_yaml(tmp_path / "x.yaml")
