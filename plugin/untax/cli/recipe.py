@@ -221,7 +221,7 @@ def _entries(
 ) -> list[dict[str, Any]]:
     from untax.recipes.paths import seen_from_run
 
-    more = {} if split is None else {"split": split}
+    more = {"split": split} if split else {}
     return [{"path": seen_from_run(path, out, where=option), **more, "type": dataset_type} for path in paths]
 
 
@@ -233,6 +233,6 @@ def _tokens(options: dict[str, Any]) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     if template == "zephyr":
         keys |= {"chat_template": "jinja", "chat_template_jinja": ZEPHYR_TEMPLATE}
-    elif template is not None:
+    elif template:
         keys["chat_template"] = template
-    return keys if token is None else {**keys, "special_tokens": {"pad_token": token}}
+    return {**keys, "special_tokens": {"pad_token": token}} if token else keys
