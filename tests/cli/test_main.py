@@ -164,23 +164,31 @@ def test_exit_codes(
 
     monkeypatch.setattr(plugins.command, "callback", fail)
     monkeypatch.setattr(sys, "argv", ["untax", "plugins"])
-    monkeypatch.delenv("UNTAX_DEBUG", raising=False)
+    monkeypatch.setenv("UNTAX_DEBUG", "")  # unset again afterwards, whatever main sets
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == code
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_an_unforeseen_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unforeseen_error_is_said_to_be_a_bug_and_debug_shows_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from untax.cli import plugins
 
     def fail() -> None:
-        raise ZeroDivisionError
+        raise ZeroDivisionError("by hand")
 
     monkeypatch.setattr(plugins.command, "callback", fail)
-    monkeypatch.setattr(sys, "argv", ["untax", "plugins"])
-    with pytest.raises(ZeroDivisionError):
-        main()
+    monkeypatch.setenv("UNTAX_DEBUG", "")  # unset again afterwards, whatever main sets
+    for arguments, traceback_shown in ((["plugins"], False), (["--debug", "plugins"], True)):
+        monkeypatch.setattr(sys, "argv", ["untax", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 1
+        said = capsys.readouterr().err
+        assert "unexpected ZeroDivisionError: by hand" in said
+        assert ("Traceback" in said) == traceback_shown
 
 
 # Plugins of other packages
