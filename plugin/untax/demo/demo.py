@@ -97,7 +97,8 @@ def prepare(out: Path) -> None:
     for name in ("base", "data"):
         if not (out / name).exists():
             with new_folder(out / name) as part:
-                shutil.copytree(BUNDLE / name, part, dirs_exist_ok=True)
+                for file in (BUNDLE / name).iterdir():
+                    shutil.copyfile(file, part / file.name)
     if not (out / SPEC_NAME).exists():
         write_run_folder(spec, out, force=True)
 

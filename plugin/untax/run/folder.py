@@ -12,6 +12,7 @@ import yaml
 from untax.disperse.settings import read_settings
 from untax.errors import UntaxError
 from untax.evaluate.suites import suite_folder
+from untax.files import disk_error
 from untax.penalty.settings import read_lambdas
 from untax.recipes.graph import Node, Plan
 from untax.recipes.paths import is_local
@@ -39,7 +40,10 @@ def run_folder(folder: Path, *, jobs: int | None = None, threads: int | None = N
     limits = resources(spec.device, jobs=jobs, threads=threads)
     with folder_lock(folder / STATE / "lock") as lock, Screen(len(expanded.nodes), folder) as screen:
         _introduce(expanded, folder, screen, limits)
-        Engine(expanded, folder, spec.suite, limits, screen, lock).run()
+        try:
+            Engine(expanded, folder, spec.suite, limits, screen, lock).run()
+        except OSError as error:
+            raise disk_error(error, Path(error.filename or folder)) from error
     return table(spec, expanded, folder)
 
 
