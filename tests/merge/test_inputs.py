@@ -84,7 +84,7 @@ def test_base_that_the_adapter_was_not_trained_on(own_models: Path, config: Conf
     assert "trained on another base (some/model)" in refused(path, tmp_path / "out")  # by name
     edit_json(own_models / "a0/adapter_config.json", base_model_name_or_path="some/Other")
     untax_merge(path, tmp_path / "by-name")
-    manifest = {"outputs": {}, "inputs": {"base": "0" * 64}}
+    manifest = {"what": "adapter", "outputs": {}, "inputs": {"base": "0" * 64}}
     (own_models / "a0/untax.json").write_text(json.dumps(manifest))
     assert "trained on another base" in refused(path, tmp_path / "out")  # by the manifest's digest, whatever the name
     untax_merge(path, tmp_path / "crime", "--allow-crimes")
@@ -93,7 +93,7 @@ def test_base_that_the_adapter_was_not_trained_on(own_models: Path, config: Conf
 def test_moved_base_is_recognised_by_digest(own_models: Path, config: Config, tmp_path: Path) -> None:
     from untax.manifest import digest_model
 
-    manifest = {"outputs": {}, "inputs": {"base": digest_model(own_models / "base")}}
+    manifest = {"what": "adapter", "outputs": {}, "inputs": {"base": digest_model(own_models / "base")}}
     (own_models / "a0/untax.json").write_text(json.dumps(manifest))
     edit_json(own_models / "a0/adapter_config.json", base_model_name_or_path="the/old-name")
     models = [{"model": f"{own_models / 'base'}+{own_models / 'a0'}", "parameters": {"weight": 1.0}}]
