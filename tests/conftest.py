@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -14,6 +15,9 @@ import pytest
 # Before anything imports Axolotl or datasets.
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", AXOLOTL_TEE_STDOUT="0")
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="untax-tests-datasets-")
+
+# A shell starts background jobs with Ctrl-C ignored, and processes inherit that; the tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -103,7 +103,7 @@ def _wait(condition: Any, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def test_a_yaml_that_lost_its_plugin_fails_with_the_reason(finished: Path, tmp_path: Path, untax):
+def test_a_yaml_that_lost_its_plugin_stops_the_run_before_it_starts(finished: Path, tmp_path: Path, untax):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     path = folder / "recipes/sft-sparse.yaml"
@@ -111,10 +111,23 @@ def test_a_yaml_that_lost_its_plugin_fails_with_the_reason(finished: Path, tmp_p
     path.write_text(yaml.safe_dump({**content, "plugins": ["untax.ManifestPlugin"]}))
     done = untax("run", folder, check=False)
     assert done.returncode == 2
-    assert "untax.DeltaPenaltyPlugin is not listed under plugins" in done.stdout
-    assert "paft-ties: not run, since it needs sft-sparse" in done.stderr
+    assert "recipes/sft-sparse.yaml" in done.stderr
+    assert "untax.DeltaPenaltyPlugin is not listed under plugins" in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
-    assert done.stdout.count("finished before") > 5
+    assert done.stdout == ""
+
+
+def test_a_manifest_that_does_not_prove_the_penalty_trains_again(finished: Path, tmp_path: Path, untax):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    path = folder / "outputs/sft-sparse/untax.json"
+    content = json.loads(path.read_text())
+    del content["penalty"]
+    path.write_text(json.dumps(content))
+    said = untax("run", folder, "--dry-run").stdout
+    assert "does not prove that DeltaPenaltyPlugin ran" in said
+    assert "paft-ties: untax merge" in said
+    assert said.strip().endswith(f"3 of {len(list((finished / '.untax/logs').iterdir()))} nodes would run.")
 
 
 def test_two_runners_on_one_folder(finished: Path, untax):
