@@ -16,12 +16,12 @@ import pytest
 os.environ.update(AXOLOTL_DO_NOT_TRACK="1", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", AXOLOTL_TEE_STDOUT="0")
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="untax-tests-datasets-")
 
-# A shell starts background jobs with Ctrl-C ignored, and processes inherit that; the tests of Ctrl-C need it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 sys.path.insert(0, str(Path(__file__).parent))
 
 from toys import BASE, Workspace, fresh_axolotl, preference_rows, sft_rows, write_jsonl
+
+# A shell starts background jobs with Ctrl-C ignored, and processes inherit that; the tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure() -> None:
