@@ -16,9 +16,10 @@ import yaml
 
 from untax.cli.main import cli
 from untax.disperse.args import DisperseArgs
-from untax.disperse.settings import read_settings
+from untax.disperse.settings import read_settings as disperse_settings
 from untax.penalty.args import DeltaPenaltyArgs
-from untax.penalty.settings import check_training, read_lambdas
+from untax.penalty.settings import check_training
+from untax.penalty.settings import read_settings as penalty_settings
 from untax.plugins import hook_names
 from untax.training.keys import check_plugins
 
@@ -255,7 +256,7 @@ def test_no_page_names_a_key_that_is_none(page: str) -> None:
 def test_the_example_configurations_are_accepted(snippet: str) -> None:
     cfg = yaml.safe_load(snippet)
     check_plugins(cfg, where="the snippet")
-    read_settings(cfg, where="the snippet")
-    if read_lambdas(cfg, where="the snippet"):
+    disperse_settings(cfg, where="the snippet")
+    if penalty_settings(cfg, where="the snippet").lambdas:
         check_training(cfg, where="the snippet")
     assert isinstance(cfg["learning_rate"], float)

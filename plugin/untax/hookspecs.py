@@ -42,10 +42,12 @@ def disperse_embedders() -> Mapping[str, Callable[..., Any]]:  # type: ignore[em
 
 @hookspec
 def delta_penalties() -> Mapping[str, Callable[..., Any]]:  # type: ignore[empty-body]
-    """Return {key: penalty} for the ``delta_*`` keys of DeltaPenaltyPlugin.
+    """Return {key: penalty} for the ``delta_*`` keys of DeltaPenaltyPlugin, whose value is lambda.
 
-    A penalty is called as ``penalty(factors, weight=W)`` with the ``untax.adapters.live.Factors`` of one layer and adds
-    the gradient of ``W * norm(delta)`` to the factors' ``.grad`` in place. It must not change the factors.
+    A penalty is called as ``penalty(delta, weight=W)`` with the ``untax.adapters.delta.LiveDelta`` of one tensor and
+    adds the gradient of ``W * norm(delta)`` to what is trained, by ``delta.add_gradient``. It must change nothing else.
+    It may name more keywords: ``fisher``, the ``untax.adapters.statistics.Diagonal`` of ``delta_ewc_fisher`` or None,
+    and ``target``, ``product`` or ``factors``: with the latter it is called for A and for B.
     """
 
 

@@ -233,7 +233,7 @@ def test_plugins_lists_every_hook_with_its_implementers() -> None:
         assert f"{hook}  Return {{" in found.stdout
     for line in (
         "    disperse (untax.disperse.hooks): column, kmeans, random",
-        "    penalty (untax.penalty.hooks): delta_l1",
+        "    penalty (untax.penalty.hooks): delta_ewc, delta_l1, delta_l2",
         "    evaluate (untax.evaluate.hooks): demo",
     ):
         assert line in found.stdout

@@ -9,10 +9,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from untax.adapters.live import Factors
+from untax.adapters.delta import LiveDelta
 from untax.errors import UntaxError
-from untax.penalty.attach import attach
-from untax.penalty.l1 import add_l1_subgradient
+from untax.penalty.attach import Attached
+from untax.penalty.attach import attach as attach_with
+from untax.penalty.hooks import delta_penalties
+from untax.penalty.settings import PenaltySettings
 
 
 class Scaler:
@@ -29,11 +31,14 @@ class Scaler:
 
 
 class StandIn:
-    def __init__(self, *, scaler: Scaler | None = None, kind: str = "NO", optim: str = "adamw_torch") -> None:
+    def __init__(
+        self, *, scaler: Scaler | None = None, kind: str = "NO", optim: str = "adamw_torch", stage: int = 2
+    ) -> None:
         torch.manual_seed(0)
         layers = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Linear(6, 3))
         self.model = get_peft_model(layers, LoraConfig(r=2, target_modules=["0", "1"], init_lora_weights=False))
-        self.accelerator = SimpleNamespace(distributed_type=kind, sync_gradients=True, scaler=scaler)
+        state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage), fsdp_plugin=SimpleNamespace())
+        self.accelerator = SimpleNamespace(distributed_type=kind, sync_gradients=True, scaler=scaler, state=state)
         self.args = SimpleNamespace(optim=optim)
         self.state = SimpleNamespace(global_step=0)
         self.logged: list[dict[str, float]] = []
@@ -52,7 +57,13 @@ class StandIn:
 
 
 X = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
-L1 = {"delta_l1": (add_l1_subgradient, 0.1)}
+L1 = {"delta_l1": 0.1}
+
+
+def attach(trainer: Any, lambdas: dict[str, float], *more: Any, **options: Any) -> Attached:
+    """With the built-in penalties."""
+    settings = PenaltySettings(lambdas, **{"log_steps": 1, **options})
+    return attach_with(trainer, settings, {**delta_penalties(), **dict(more)})
 
 
 @pytest.mark.parametrize("scale", [65536.0, 1024.0])
@@ -95,19 +106,16 @@ def test_steps_are_counted_from_where_the_trainer_resumed() -> None:
 
 
 def test_several_penalties_are_added_up() -> None:
-    def add_l2(factors: Factors, *, weight: float) -> None:
-        delta = factors.delta()
-        factors.b.grad += 2 * weight * factors.scale * delta @ factors.a.detach().T
-        factors.a.grad += 2 * weight * factors.scale * factors.b.detach().T @ delta
+    def add_squares(delta: LiveDelta, *, weight: float) -> None:
+        delta.add_gradient(lambda _, block: 2 * block, weight)
 
     both, one, bare = StandIn(), StandIn(), StandIn()
-    attached = attach(both, {**L1, "delta_l2": (add_l2, 0.01)})
+    attached = attach(both, {**L1, "delta_squares": 0.01}, ("delta_squares", add_squares))
     attach(one, L1)
     for trainer in (both, one, bare):
         trainer.training_step(X)
-    assert attached.weights == {"delta_l1": 0.1, "delta_l2": 0.01}
     weights = [p for p in both.model.parameters() if p.requires_grad]
-    norm = sum((f.scale * f.b @ f.a).pow(2).sum() for f in attached.factors)
+    norm = sum((d.scale * d.b @ d.a).pow(2).sum() for d in attached.deltas)
     for got, with_l1, extra in zip(both.grads(), one.grads(), torch.autograd.grad(norm, weights), strict=True):
         assert torch.allclose(got - with_l1, 0.01 * extra, rtol=1e-3, atol=1e-6)
 
@@ -121,10 +129,13 @@ def test_norms_are_logged_beside_the_loss_only() -> None:
     assert trainer.logged[1] == {"eval_loss": 1.0}
 
 
-@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP"])
-def test_sharded_training_is_refused(kind: str) -> None:
-    with pytest.raises(UntaxError, match=kind):
-        attach(StandIn(kind=kind), L1)
+@pytest.mark.parametrize(
+    ("kind", "stage", "said"),
+    [("DEEPSPEED", 2, "ZeRO-2.*backward"), ("DEEPSPEED", 3, "ZeRO-3.*divides"), ("FSDP", 0, "FSDP1")],
+)
+def test_sharded_training_is_refused(kind: str, stage: int, said: str) -> None:
+    with pytest.raises(UntaxError, match=said):
+        attach(StandIn(kind=kind, stage=stage), L1)
 
 
 @pytest.mark.parametrize("optim", ["lomo", "adalomo", "galore_adamw_layerwise"])

@@ -205,7 +205,11 @@ def test_gradient_is_that_of_loss_plus_penalty(
 ) -> None:
     axolotl_train(
         workspace.config(
-            delta_l1=LAMBDA, gradient_accumulation_steps=accumulation, max_grad_norm=max_grad_norm, max_steps=3
+            delta_l1=LAMBDA,
+            delta_log_steps=1,
+            gradient_accumulation_steps=accumulation,
+            max_grad_norm=max_grad_norm,
+            max_steps=3,
         )
     )
     assert [len(step.batches) for step in recording.steps] == [accumulation] * 3
@@ -243,7 +247,9 @@ def test_gradient_under_the_normalisation_of_later_axolotl(
         return batches, count
 
     monkeypatch.setattr(Trainer, "get_batch_samples", counting)
-    axolotl_train(workspace.config(delta_l1=LAMBDA, gradient_accumulation_steps=accumulation, max_steps=3))
+    axolotl_train(
+        workspace.config(delta_l1=LAMBDA, delta_log_steps=1, gradient_accumulation_steps=accumulation, max_steps=3)
+    )
     check_steps(recording, base64, lambda name: 2.0, over_all_tokens=True)
 
 
@@ -262,7 +268,7 @@ def test_rslora_and_patterns_scale_each_layer_by_its_own_s(
         build(self, *args, **{**kwargs, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 20}})
 
     monkeypatch.setattr(peft.LoraConfig, "__init__", with_patterns)
-    axolotl_train(workspace.config(delta_l1=LAMBDA, peft_use_rslora=True, max_steps=3))
+    axolotl_train(workspace.config(delta_l1=LAMBDA, delta_log_steps=1, peft_use_rslora=True, max_steps=3))
 
     def scale(name: str) -> float:
         rank = 2 if "q_proj" in name else 4
@@ -307,7 +313,11 @@ def test_dpo_gets_the_same_penalty(
         return loss
 
     monkeypatch.setattr(Trainer, "training_step", training_step)
-    axolotl_train(workspace.config(dpo=True, delta_l1=LAMBDA, gradient_accumulation_steps=accumulation, max_steps=3))
+    axolotl_train(
+        workspace.config(
+            dpo=True, delta_l1=LAMBDA, delta_log_steps=1, gradient_accumulation_steps=accumulation, max_steps=3
+        )
+    )
     assert len(recording.steps) == 3
     for step, before in zip(recording.steps[1:], without[2 * accumulation - 1 :: accumulation], strict=True):
         leaves = {name: tensor.double().requires_grad_() for name, tensor in step.weights.items()}

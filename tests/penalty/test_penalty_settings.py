@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from untax.errors import UntaxError
-from untax.penalty.settings import check_training, read_lambdas
+from untax.penalty.settings import PenaltySettings, check_training, read_settings
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from untax.penalty.settings import check_training, read_lambdas
 )
 def test_bad_lambda(value: Any, said: str) -> None:
     with pytest.raises(UntaxError) as error:
-        read_lambdas({"delta_l1": value}, where="sparse.yaml")
+        read_settings({"delta_l1": value}, where="sparse.yaml")
     assert said in str(error.value)
     assert "sparse.yaml" in str(error.value)
     assert "delta_l1" in str(error.value)
@@ -31,29 +31,91 @@ def test_bad_lambda(value: Any, said: str) -> None:
 
 def test_all_problems_at_once_with_near_names() -> None:
     with pytest.raises(UntaxError) as error:
-        read_lambdas({"delta_l1": -1, "delta_11": 0.1}, where="sparse.yaml")
+        read_settings({"delta_l1": -1, "delta_11": 0.1}, where="sparse.yaml")
     assert "delta_l1: -1" in str(error.value)
     assert "Did you mean 'delta_l1'?" in str(error.value)
 
 
 def test_zero_and_none_ask_for_nothing() -> None:
-    assert read_lambdas({"delta_l1": 0}, where="") == {}
-    assert read_lambdas({"delta_l1": None, "learning_rate": 1}, where="") == {}
-    assert read_lambdas({"delta_l1": 1}, where="") == {"delta_l1": 1.0}
+    assert read_settings({"delta_l1": 0}, where="") == PenaltySettings()
+    assert read_settings({"delta_l1": None, "learning_rate": 1}, where="") == PenaltySettings()
+    assert read_settings({"delta_l1": 1}, where="") == PenaltySettings({"delta_l1": 1.0})
 
 
 @pytest.mark.parametrize(
     ("key", "changes"),
     [
-        ("adapter", {"adapter": None}),
+        ("adapter", {"adapter": "llama-adapter"}),
         ("peft_use_dora", {"peft_use_dora": True}),
         ("relora", {"relora": True}),
         ("deepspeed", {"deepspeed": "zero3.json"}),
-        ("fsdp_config", {"fsdp_config": {"fsdp_version": 2}}),
+        ("fsdp_version", {"fsdp_config": {"offload_params": False}}),
+        ("fsdp_version", {"fsdp": ["full_shard"]}),
+        ("offload_params", {"fsdp_version": 2, "fsdp_config": {"offload_params": True}}),
+        ("ram_efficient", {"adapter": None, "fsdp_version": 2, "fsdp_config": {"cpu_ram_efficient_loading": True}}),
     ],
 )
 def test_trainings_out_of_reach_are_refused(key: str, changes: dict[str, Any]) -> None:
     with pytest.raises(UntaxError) as error:
         check_training({"adapter": "lora", **changes}, where="sparse.yaml")
     assert key in str(error.value.where)
-    check_training({"adapter": "qlora"}, where="sparse.yaml")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"adapter": "qlora"},
+        {"adapter": None},
+        {"fsdp_version": 2, "fsdp_config": {"cpu_ram_efficient_loading": True}},
+        {"fsdp_config": {"fsdp_version": 2}},
+    ],
+)
+def test_trainings_within_reach(changes: dict[str, Any]) -> None:
+    check_training({"adapter": "lora", **changes}, where="sparse.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"delta_target": "B@A"}, "delta_target: 'B@A'; known are product and factors"),
+        ({"delta_schedule": "cosine"}, "known are constant and linear_warmup"),
+        ({"delta_modules": []}, "give a list of module names"),
+        ({"delta_modules": ["q_proj", 3]}, "give a list of module names"),
+        ({"delta_modules": "("}, "no regular expression"),
+        ({"delta_log_steps": -1}, "no number of steps"),
+        ({"delta_log_steps": True}, "no number of steps"),
+        ({"delta_ewc": 1.0}, "delta_ewc_fisher is missing"),
+        ({"delta_ewc_fisher": "f.safetensors"}, "its lambda, is missing"),
+        ({"delta_ewc_fisher": "f.pt", "delta_ewc": 1.0}, "no path of a .safetensors file"),
+        ({"delta_ewc_fisher": "f.safetensors", "delta_ewc": 1.0, "delta_target": "factors"}, "not of the factors"),
+        ({"delta_target": "factors", "adapter": None}, "without an adapter"),
+        ({"delta_base": "keep"}, "needs no copy of the base"),
+        ({"delta_base": "disk", "adapter": None}, "known are keep and reread"),
+        ({"delta_l1": None, "delta_target": "factors"}, "no penalty is asked for"),
+    ],
+)
+def test_bad_options(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UntaxError) as error:
+        read_settings({"adapter": "lora", "delta_l1": 0.1, **changes}, where="sparse.yaml")
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("modules", "taken"),
+    [
+        (None, {"model.layers.0.q_proj", "model.layers.10.mlp.down_proj", "lm_head"}),
+        (("q_proj", "lm_head"), {"model.layers.0.q_proj", "lm_head"}),
+        (("proj",), set()),
+        (("layers.0.q_proj",), {"model.layers.0.q_proj"}),
+        (r".*layers\.1\d\..*", {"model.layers.10.mlp.down_proj"}),
+        ("q_proj", set()),
+    ],
+)
+def test_modules_are_chosen_as_in_peft(modules: Any, taken: set[str]) -> None:
+    names = {"model.layers.0.q_proj", "model.layers.10.mlp.down_proj", "lm_head"}
+    settings = PenaltySettings(modules=modules)
+    assert {name for name in names if settings.covers(f"{name}.weight")} == taken
+
+
+def test_a_plain_training_reads_as_nothing_to_do() -> None:
+    assert not read_settings({"adapter": "lora"}, where="x").lambdas

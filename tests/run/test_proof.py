@@ -14,7 +14,14 @@ MANIFEST = {
     "what": "adapter",
     "training": {"steps": 10, "loss_first": 3.0, "loss_last": 2.0, "train_loss": 2.5},
     "disperse": {"clusters": 4, "cluster": 1},
-    "penalty": {"l1": 0.001, "steps_penalised": 10},
+    "penalty": {
+        "l1": 0.001,
+        "target": "product",
+        "schedule": "constant",
+        "only": None,
+        "modules": 35,
+        "steps_penalised": 10,
+    },
 }
 
 
@@ -28,7 +35,10 @@ def test_a_manifest_that_proves_everything():
         (("disperse",), None, "DispersePlugin"),
         (("disperse", "cluster"), 0, "cluster 0 of 4 was trained"),
         (("penalty",), None, "DeltaPenaltyPlugin"),
-        (("penalty", "l1"), 0.01, "lambda 0.01"),
+        (("penalty", "l1"), 0.01, "delta_l1 0.01, and the YAML asks for 0.001"),
+        (("penalty", "target"), "factors", "delta_target factors"),
+        (("penalty", "only"), ["q_proj"], "delta_modules ['q_proj']"),
+        (("penalty", "modules"), 0, "covered no layer"),
         (("penalty", "steps_penalised"), 9, "9 of 10"),
         (("penalty", "steps_penalised"), 0, "DeltaPenaltyPlugin"),
         (("training",), None, "not prove a single training step"),

@@ -1,103 +1,111 @@
-"""The LoRA factors of a PEFT model in training: each adapted layer's delta as s * B @ A."""
+"""The deltas of a model in training: LoRA layers as s * B @ A, all other trained parameters as theta - theta_pre."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from untax.adapters.delta import LiveDelta, LowRankDelta, ParameterDelta
 from untax.errors import UntaxError
 
 if TYPE_CHECKING:
     import torch
 
+    from untax.adapters.delta import Reference
+
+    References = Callable[[str, torch.Tensor], Reference]
+
 BASE_CHANGING_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
+# What PEFT, checkpointing and compilation put into the names of a base model's parameters.
+_WRAPPINGS = re.compile(r"^base_model\.model\.|\b(_checkpoint_wrapped_module|_orig_mod|base_layer)\.")
+_COPIES = re.compile(r"\.modules_to_save\.[^.]+\.")
 
 
-@dataclass(frozen=True)
-class Factors:
-    """The two trainable factors of one layer.
+def trainable_deltas(model: Any, references: References) -> list[LiveDelta]:
+    """The delta of every trained tensor, in the order of the model's modules.
 
-    Attributes:
-        name: the layer's name in the model.
-        a: shape (r, in).
-        b: shape (out, r).
-        scale: s = alpha / r, or alpha / sqrt(r) with rsLoRA.
-    """
-
-    name: str
-    a: torch.Tensor
-    b: torch.Tensor
-    scale: float
-
-    def delta(self) -> torch.Tensor:
-        """s * B @ A in fp32 without a graph, shape (out, in)."""
-        return (self.b.detach().float() @ self.a.detach().float()).mul_(self.scale)
-
-
-def trainable_factors(model: Any) -> list[Factors]:
-    """The factors of every layer with a trainable, active LoRA adapter.
+    Args:
+        model: the model, wrapped for the trainer or not.
+        references: called with a parameter's name in the base and the parameter, for each one that is trained itself;
+            it returns what reads rows of the pretrained value.
 
     Raises:
-        UntaxError: the model has none; an adapter is of a kind whose delta is not s * B @ A (DoRA and other variants,
-            expert parameters, convolutions); parameters outside LoRA are trained as well; or the adapter's
-            initialisation moved a part of the base into the factors.
+        UntaxError: nothing is trained; an adapter is of a kind whose delta is not s * B @ A (DoRA and other variants,
+            expert parameters, convolutions); or the adapter's initialisation moved a part of the base into the factors.
     """
-    found = [factors for name, module in model.named_modules() for factors in _of_module(name, module)]
+    _refuse_changed_base(model)
+    factors = [delta for name, module in model.named_modules() for delta in _of_module(name, module)]
+    known = {id(tensor) for delta in factors for tensor in (delta.a, delta.b)}
+    others = [
+        _of_parameter(name, parameter, references)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and id(parameter) not in known
+    ]
+    found: list[LiveDelta] = [*factors, *others]
     if not found:
         raise UntaxError(
-            "The model has no trainable LoRA layer, so there is no delta s*B@A to penalise.",
-            where="key delta_l1",
-            fix="Set `adapter: lora` (or qlora) with lora_target_modules or lora_target_linear.",
+            "The model has no trainable parameter, so there is no delta to penalise.",
+            where="the delta_* keys",
+            fix="Set `adapter: lora` (or qlora) with lora_target_linear: true, or leave `adapter` out.",
         )
-    _refuse_other_parameters(model, found)
-    _refuse_changed_base(model)
     return found
 
 
-def _of_module(name: str, module: Any) -> Iterator[Factors]:
+def base_name(name: str) -> str:
+    """The name in the base's checkpoint of a parameter of a (wrapped) model.
+
+    >>> base_name("base_model.model.lm_head.modules_to_save.default.weight")
+    'lm_head.weight'
+    >>> base_name("_orig_mod.model.norm.weight")
+    'model.norm.weight'
+    """
+    return _COPIES.sub(".", _WRAPPINGS.sub("", re.sub(r"^(_orig_mod\.|module\.)+", "", name)))
+
+
+def _of_module(name: str, module: Any) -> Iterator[LowRankDelta]:
     from peft.tuners.lora.layer import LoraLayer
 
     if not isinstance(module, LoraLayer):
         return
-    pairs = ((module.lora_A, module.lora_B, True), (module.lora_embedding_A, module.lora_embedding_B, False))
+    kinds = ((module.lora_A, module.lora_B, False), (module.lora_embedding_A, module.lora_embedding_B, True))
     for adapter in module.active_adapters:
-        for down, up, is_module in pairs:
+        for down, up, is_embedding in kinds:
             if adapter not in down:
                 continue
-            a, b = (down[adapter].weight, up[adapter].weight) if is_module else (down[adapter], up[adapter])
+            a, b = (down[adapter], up[adapter]) if is_embedding else (down[adapter].weight, up[adapter].weight)
             if a.requires_grad or b.requires_grad:
                 _refuse_variant(name, module, adapter, a)
-                yield Factors(name, a, b, float(module.scaling[adapter]))
+                transposed = is_embedding or bool(getattr(module, "fan_in_fan_out", False))
+                yield LowRankDelta(base_name(f"{name}.weight"), a, b, float(module.scaling[adapter]), transposed)
+
+
+def _of_parameter(name: str, parameter: torch.Tensor, references: References) -> ParameterDelta:
+    """Biases of the factors and trained tokens are refused: a part of the delta that is no tensor of the base."""
+    if re.search(r"\.(lora_|trainable_tokens|ia3_)", name):
+        raise UntaxError(
+            f"The adapter trains {name}, and with it the delta is more than s*B@A.",
+            where="keys adapter, peft_*",
+            fix="Train plain LoRA, or leave the delta_* keys out.",
+        )
+    own = base_name(name)
+    return ParameterDelta(own, parameter, references(own, parameter))
 
 
 def _refuse_variant(name: str, module: Any, adapter: str, a: torch.Tensor) -> None:
     variant = type(module.lora_variant[adapter]).__name__ if adapter in getattr(module, "lora_variant", {}) else None
     if variant:
         raise UntaxError(
-            f"The adapter of this layer is a {variant}: its delta is not s*B@A.",
+            f"The adapter of this layer is a {variant}: its delta is not s*B@A, "
+            "and its gradient is not that of a product of two factors.",
             where=f"layer {name}",
-            fix="Train plain LoRA (peft_use_dora: false), or leave delta_l1 out.",
+            fix="Train plain LoRA (peft_use_dora: false), or leave the delta_* keys out.",
         )
     if a.ndim != 2 or type(module).__name__ == "ParamWrapper":
         raise UntaxError(
-            f"delta_l1 does not know the delta of a {type(module).__name__} adapter.",
+            f"The delta of a {type(module).__name__} adapter is not known here.",
             where=f"layer {name}",
-            fix="Adapt linear layers only (lora_target_modules), or leave delta_l1 out.",
-        )
-
-
-def _refuse_other_parameters(model: Any, found: list[Factors]) -> None:
-    known = {id(tensor) for factors in found for tensor in (factors.a, factors.b)}
-    other = [
-        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in known
-    ]
-    if other:
-        listed = ", ".join(other[:3]) + (f" and {len(other) - 3} more" if len(other) > 3 else "")
-        raise UntaxError(
-            f"Parameters outside the LoRA factors are trained too, and delta_l1 would not cover them: {listed}.",
-            where="keys lora_modules_to_save, unfrozen_parameters, lora_bias",
-            fix="Leave those keys out, or leave delta_l1 out.",
+            fix="Adapt linear layers only (lora_target_modules), or leave the delta_* keys out.",
         )
 
 
@@ -109,5 +117,5 @@ def _refuse_changed_base(model: Any) -> None:
                 f"The initialisation {init} moves a part of the base into the factors of adapter '{name}': "
                 "s*B@A is then not the delta from the base.",
                 where="key peft_init_lora_weights",
-                fix="Leave that key out, or leave delta_l1 out.",
+                fix="Leave that key out, or leave the delta_* keys out.",
             )

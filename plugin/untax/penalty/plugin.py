@@ -1,14 +1,17 @@
-"""DeltaPenaltyPlugin: SFT with an L1 penalty on its delta (PAFT, section 2.3)."""
+"""DeltaPenaltyPlugin: training with a penalty on the delta (PAFT, section 2.3; the baselines L2 and EWC)."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
+from untax.adapters.statistics import Diagonal
+from untax.manifest import digest_file
 from untax.penalty.attach import Attached, attach
-from untax.penalty.settings import check_training, read_lambdas
+from untax.penalty.settings import PenaltySettings, check_training, read_settings
 from untax.plugins import named
 from untax.training.plugin import UntaxPlugin, plain_errors
 
@@ -16,7 +19,7 @@ LOG = get_logger("axolotl.untax.penalty")
 
 
 class DeltaPenaltyPlugin(UntaxPlugin):
-    """Key ``delta_l1``: lambda of ``lambda * sum over layers of ||s*B@A||_1``, whose subgradient joins the loss's."""
+    """Keys ``delta_*``: ``delta_l1`` is lambda of ``lambda * sum over layers of ||s*B@A||_1``, and so on."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,22 +30,24 @@ class DeltaPenaltyPlugin(UntaxPlugin):
         return "untax.penalty.args.DeltaPenaltyArgs"
 
     def check(self, cfg: dict[str, Any]) -> None:
-        """Refuse wrong keys, and trainings whose delta is not s*B@A."""
-        if read_lambdas(cfg, where=self.config_path(cfg)):
+        """Refuse wrong keys, and trainings whose delta or gradients are out of reach."""
+        settings = read_settings(cfg, where=self.config_path(cfg))
+        if settings.lambdas:
             check_training(cfg, where=self.config_path(cfg))
+        if settings.ewc_fisher:
+            Diagonal(Path(settings.ewc_fisher))
 
     @plain_errors
     def post_trainer_create(self, cfg: DictDefault, trainer: Any) -> None:
         """Attach the penalties that the configuration asks for."""
         super().post_trainer_create(cfg, trainer)
         where = self.config_path(cfg)
-        penalties = {
-            key: (named("delta_penalties", key, where=where), weight)
-            for key, weight in read_lambdas(cfg, where=where).items()
-        }
-        if penalties:
-            self.attached = attach(trainer, penalties)
-            LOG.info(f"untax: {self.attached.weights} on {len(self.attached.factors)} layers")
+        settings = read_settings(cfg, where=where)
+        if not settings.lambdas:
+            return
+        penalties = {key: named("delta_penalties", key, where=where) for key in settings.lambdas}
+        self.attached = attach(trainer, settings, penalties, fisher=_fisher(settings))
+        LOG.info(f"untax: {dict(settings.lambdas)} on {len(self.attached.deltas)} layers ({settings.target})")
 
     @plain_errors
     def post_train(self, cfg: DictDefault, model: Any) -> None:
@@ -51,12 +56,31 @@ class DeltaPenaltyPlugin(UntaxPlugin):
         if self.attached is None:
             return
         attached, self.attached = self.attached, None
-        norms = attached.norms()
-        self.record().sections["penalty"] = {
-            **{key.removeprefix("delta_"): weight for key, weight in attached.weights.items()},
-            "steps_penalised": attached.steps,
-            "steps_before": attached.steps_before,
-            "modules": norms.layers,
-            "l1_norm": norms.l1,
-            "sparsity": norms.sparsity,
-        }
+        self.record().sections["penalty"] = _section(attached)
+
+
+def _fisher(settings: PenaltySettings) -> Diagonal | None:
+    if settings.ewc_fisher is None:
+        return None
+    fisher = Diagonal(Path(settings.ewc_fisher))
+    fisher.validate()
+    return fisher
+
+
+def _section(attached: Attached) -> dict[str, Any]:
+    start, end = attached.start, attached.norms()
+    section = {
+        **attached.settings.identity,
+        "steps_penalised": attached.steps,
+        "steps_before": attached.steps_before,
+        "modules": end.layers,
+        "l1_norm_start": start.l1 if start else None,
+        "l1_norm": end.l1,
+        "l2_norm_start": start.l2 if start else None,
+        "l2_norm": end.l2,
+        "sparsity": end.sparsity,
+        "zeros": end.zeros,
+    }
+    if attached.settings.ewc_fisher:
+        section["fisher"] = digest_file(Path(attached.settings.ewc_fisher))
+    return section

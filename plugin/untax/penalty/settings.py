@@ -1,63 +1,201 @@
-"""The ``delta_*`` keys, checked before Axolotl's own validation."""
+"""The ``delta_*`` keys, checked before Axolotl's own validation, and by whoever reads such a YAML."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from untax.errors import UntaxError, near_names
 from untax.plugins import registry
 
 PREFIX = "delta_"
+TARGETS = ("product", "factors")
+SCHEDULES = ("constant", "linear_warmup")
+BASES = ("keep", "reread")
+DEFAULT_LOG_STEPS = 10
 
 
-def read_lambdas(cfg: Mapping[str, Any], *, where: object) -> dict[str, float]:
-    """{key: lambda} of the penalties asked for, those with lambda 0 left out.
+@dataclass(frozen=True)
+class PenaltySettings:
+    """Which penalties are on what, and how strongly.
+
+    Attributes:
+        lambdas: {key: lambda}, those of lambda 0 left out.
+        target: ``product``, the delta s*B@A (PAFT, equation 1), or ``factors``, A and B each for itself.
+        modules: names (ends of module names) or one regular expression, as in PEFT's target_modules; None is all.
+        schedule: ``constant``, or ``linear_warmup``: lambda rises over the learning rate's warm-up.
+        ewc_fisher: the file with the diagonal Fisher information of the base.
+        base: without an adapter: ``keep`` the pretrained weights in memory, or ``reread`` them from the base's files.
+        log_steps: norm and sparsity are logged with the first loss that is logged this many optimizer steps after the
+            last time; 0: never.
+    """
+
+    lambdas: Mapping[str, float] = field(default_factory=dict)
+    target: str = "product"
+    modules: tuple[str, ...] | str | None = None
+    schedule: str = "constant"
+    ewc_fisher: str | None = None
+    base: str = "keep"
+    log_steps: int = DEFAULT_LOG_STEPS
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the penalty, as the manifest records it."""
+        chosen = list(self.modules) if isinstance(self.modules, tuple) else self.modules
+        return {
+            **{key.removeprefix(PREFIX): weight for key, weight in self.lambdas.items()},
+            "target": self.target,
+            "schedule": self.schedule,
+            "only": chosen,
+        }
+
+    def covers(self, tensor: str) -> bool:
+        """Whether ``delta_modules`` takes a tensor of the base."""
+        module = tensor.rpartition(".")[0]
+        if isinstance(self.modules, str):
+            return re.fullmatch(self.modules, module) is not None
+        return self.modules is None or any(_ends_with(module, name) for name in self.modules)
+
+
+def read_settings(cfg: Mapping[str, Any], *, where: object) -> PenaltySettings:
+    """The ``delta_*`` keys of an Axolotl configuration; without a lambda there is nothing to do.
 
     Raises:
-        UntaxError: all unknown keys and all values that are no finite number >= 0, in one error.
+        UntaxError: all unknown keys and wrong values, in one error.
     """
-    given = {key: value for key, value in cfg.items() if key.startswith(PREFIX) and value is not None}
-    known = list(registry("delta_penalties"))
-    problems = [f"unknown key {key}. {near_names(key, known)}" for key in given if key not in known]
-    problems += [problem for key, value in given.items() if key in known and (problem := _problem(key, value))]
+    given = {key: value for key, value in cfg.items() if str(key).startswith(PREFIX) and value is not None}
+    penalties = list(registry("delta_penalties"))
+    checks = {**dict.fromkeys(penalties, _lambda_problem), **_OPTIONS}
+    problems = [f"unknown key {key}. {near_names(key, list(checks))}" for key in given if key not in checks]
+    problems += [
+        f"{key}: {problem}" for key, value in given.items() if key in checks and (problem := checks[key](value))
+    ]
+    lambdas = {key: float(given[key]) for key in penalties if key in given and not _lambda_problem(given[key])}
+    problems += _conflicts(cfg, given, lambdas)
     if problems:
         raise UntaxError(
             "These penalty keys are wrong:\n  - " + "\n  - ".join(problems),
             where=where,
             fix="Correct them in the YAML; PAFT uses delta_l1: 0.0001 or 0.001.",
         )
-    return {key: float(value) for key, value in given.items() if value}
+    options = {key.removeprefix(PREFIX): given[key] for key in _OPTIONS if key in given}
+    if isinstance(options.get("modules"), list):
+        options["modules"] = tuple(options["modules"])
+    return PenaltySettings({key: weight for key, weight in lambdas.items() if weight}, **options)
 
 
 def check_training(cfg: Mapping[str, Any], *, where: object) -> None:
-    """Refuse trainings whose delta is not s*B@A, or whose gradients are out of reach, before anything is loaded.
+    """Refuse trainings whose delta or gradients are out of reach, before anything is loaded.
 
     Raises:
         UntaxError: naming the key.
     """
-    if cfg.get("adapter") not in ("lora", "qlora"):
-        problem, key = f"the penalty is on LoRA's delta, and the adapter is {cfg.get('adapter')!r}", "adapter"
-    elif cfg.get("peft_use_dora"):
-        problem, key = "DoRA's delta is not s*B@A", "peft_use_dora"
-    elif cfg.get("relora") or cfg.get("relora_steps"):
-        problem, key = "ReLoRA merges the delta into the base as it trains", "relora"
-    elif cfg.get("deepspeed") or cfg.get("fsdp") or cfg.get("fsdp_config"):
-        problem, key = "its factors or gradients would be spread over the ranks", "deepspeed, fsdp, fsdp_config"
-    else:
-        return
-    raise UntaxError(
-        f"delta_l1 cannot be used in this training: {problem}.",
-        where=f"{where}: {key}",
-        fix="Train plain LoRA (adapter: lora or qlora; several GPUs: DDP), or leave delta_l1 out.",
-    )
+    if problem := _out_of_reach(cfg):
+        sentence, key, fix = problem
+        raise UntaxError(f"The penalty cannot be used in this training: {sentence}.", where=f"{where}: {key}", fix=fix)
 
 
-def _problem(key: str, value: Any) -> str | None:
+def _out_of_reach(cfg: Mapping[str, Any]) -> tuple[str, str, str] | None:
+    leave = "or leave the delta_* keys out."
+    if cfg.get("adapter") not in (None, "lora", "qlora"):
+        fix = f"Use `adapter: lora` or qlora, or none (full fine-tuning), {leave}"
+        return f"the delta of an adapter of kind {cfg['adapter']!r} is not known", "adapter", fix
+    if cfg.get("peft_use_dora"):
+        sentence = "DoRA's delta is not s*B@A: it divides by the norms of the rows that it changes"
+        return sentence, "peft_use_dora", f"Train plain LoRA (peft_use_dora: false), {leave}"
+    if cfg.get("relora") or cfg.get("relora_steps"):
+        return "ReLoRA merges the delta into the base as it trains", "relora", f"Train plain LoRA, {leave}"
+    if cfg.get("deepspeed"):
+        sentence = "DeepSpeed steps inside the backward pass, before the penalty's gradient could be added"
+        return sentence, "deepspeed", f"Use DDP, or FSDP2 (fsdp_version: 2) where the model must be sharded, {leave}"
+    return _fsdp_problem(cfg, leave)
+
+
+def _fsdp_problem(cfg: Mapping[str, Any], leave: str) -> tuple[str, str, str] | None:
+    if not (cfg.get("fsdp") or cfg.get("fsdp_config")):
+        return None
+    config = cfg.get("fsdp_config") or {}
+    version = cfg.get("fsdp_version") or config.get("fsdp_version") or 1
+    if str(version) != "2":
+        return "FSDP1 flattens the parameters of a layer into one", "fsdp_version", f"Set `fsdp_version: 2`, {leave}"
+    if config.get("offload_params") or config.get("fsdp_offload_params"):
+        sentence = "parameters that are offloaded to the CPU cannot be gathered by the GPUs"
+        return sentence, "fsdp_config: offload_params", f"Set it to false, {leave}"
+    if config.get("cpu_ram_efficient_loading") and not cfg.get("adapter") and cfg.get("delta_base") != "reread":
+        sentence = "with cpu_ram_efficient_loading most ranks do not see the pretrained weights, which delta is from"
+        return sentence, "fsdp_config: cpu_ram_efficient_loading", f"Set it to false, or delta_base: reread, {leave}"
+    return None
+
+
+def _conflicts(cfg: Mapping[str, Any], given: Mapping[str, Any], lambdas: Mapping[str, float]) -> list[str]:
+    problems = []
+    options = [key for key in given if key in _OPTIONS]
+    if options and not lambdas:
+        problems.append(f"{', '.join(options)}: no penalty is asked for; set delta_l1, delta_l2 or delta_ewc")
+    if lambdas.get("delta_ewc") and "delta_ewc_fisher" not in given:
+        problems.append("delta_ewc: delta_ewc_fisher is missing: the file with the base's diagonal Fisher information")
+    if "delta_ewc_fisher" in given and "delta_ewc" not in lambdas:
+        problems.append("delta_ewc_fisher: delta_ewc, its lambda, is missing")
+    if given.get("delta_target") == "factors":
+        if lambdas.get("delta_ewc"):
+            problems.append(
+                "delta_target: factors: the Fisher information is of the base's weights, not of the factors"
+            )
+        if not cfg.get("adapter"):
+            problems.append("delta_target: factors: without an adapter there are no factors")
+    if "delta_base" in given and cfg.get("adapter"):
+        problems.append("delta_base: LoRA's delta s*B@A needs no copy of the base; leave this key out")
+    return problems
+
+
+def _lambda_problem(value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = " (YAML reads 1e-4 as text: write 0.0001 or 1.0e-4)" if isinstance(value, str) else ""
-        return f"{key}: {value!r} is no number{hint}"
+        return f"{value!r} is no number{hint}"
     if math.isnan(value) or math.isinf(value) or value < 0:
-        return f"{key}: {value}; lambda is a finite number >= 0"
+        return f"{value}; lambda is a finite number >= 0"
     return None
+
+
+def _one_of(known: tuple[str, ...]) -> Callable[[Any], str | None]:
+    return lambda value: None if value in known else f"{value!r}; known are {' and '.join(known)}"
+
+
+def _modules_problem(value: Any) -> str | None:
+    if isinstance(value, str) and value:
+        try:
+            re.compile(value)
+        except re.error as error:
+            return f"{value!r} is no regular expression: {error}"
+        return None
+    if isinstance(value, list) and value and all(isinstance(name, str) and name for name in value):
+        return None
+    return f"{value!r}; give a list of module names, such as [q_proj, down_proj], or one regular expression"
+
+
+def _file_problem(value: Any) -> str | None:
+    is_file = isinstance(value, str) and value.endswith(".safetensors")
+    return None if is_file else f"{value!r} is no path of a .safetensors file"
+
+
+def _steps_problem(value: Any) -> str | None:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return None if whole else f"{value!r} is no number of steps (0: never)"
+
+
+def _ends_with(module: str, name: str) -> bool:
+    return module == name or module.endswith(f".{name}")
+
+
+_OPTIONS: dict[str, Callable[[Any], str | None]] = {
+    "delta_target": _one_of(TARGETS),
+    "delta_modules": _modules_problem,
+    "delta_schedule": _one_of(SCHEDULES),
+    "delta_ewc_fisher": _file_problem,
+    "delta_base": _one_of(BASES),
+    "delta_log_steps": _steps_problem,
+}
+OPTION_KEYS = tuple(_OPTIONS)

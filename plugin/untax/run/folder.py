@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from untax.disperse.settings import read_settings
+from untax.disperse.settings import read_settings as disperse_settings
 from untax.errors import UntaxError
 from untax.evaluate.suites import suite_folder
 from untax.files import disk_error
-from untax.penalty.settings import read_lambdas
+from untax.penalty.settings import read_settings as penalty_settings
 from untax.recipes.graph import Node, Plan
 from untax.recipes.paths import is_local
 from untax.recipes.plan import plan
@@ -103,7 +103,7 @@ def _training_problems(node: Node, content: dict[str, Any], folder: Path) -> lis
         )
     if not any(str(plugin).startswith("untax.") for plugin in content.get("plugins") or []):
         problems.append(f"{node.config}: plugins lists none of untax's, so nothing would prove the training")
-    for check in (check_plugins, read_settings, read_lambdas):
+    for check in (check_plugins, disperse_settings, penalty_settings):
         _collect(problems, str(node.config), functools.partial(check, content, where=node.config))
     return problems
 

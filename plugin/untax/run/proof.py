@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 from untax.data.corpus import entries_digest
-from untax.disperse.settings import read_settings
+from untax.disperse.settings import read_settings as disperse_settings
+from untax.penalty.settings import PREFIX
+from untax.penalty.settings import read_settings as penalty_settings
 
 
 def missing_proof(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
@@ -19,7 +21,7 @@ def missing_proof(config: dict[str, Any], manifest: dict[str, Any]) -> str | Non
 def _disperse_settings(config: dict[str, Any], section: dict[str, Any]) -> str | None:
     if section.get("entries") != entries_digest(config.get("datasets") or []):
         return "datasets now names other rows than it was made from"
-    settings = read_settings(config, where="the YAML", cluster_needed=False)
+    settings = disperse_settings(config, where="the YAML", cluster_needed=False)
     differing = [f"{key} {old!r} instead of {new!r}" for key, (old, new) in settings.differences(section).items()]
     return f"it was made with {', '.join(differing)}" if differing else None
 
@@ -38,15 +40,18 @@ def _cluster(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
 
 
 def _penalty(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
-    wanted = {key.removeprefix("delta_"): value for key, value in config.items() if key.startswith("delta_") and value}
-    if not wanted:
+    settings = penalty_settings(config, where="the YAML")
+    if not settings.lambdas:
         return None
     section, steps = manifest.get("penalty"), manifest.get("training", {}).get("steps")
     if section is None or not section.get("steps_penalised"):
         return "the manifest does not prove that DeltaPenaltyPlugin ran: the delta was not penalised"
-    for name, weight in wanted.items():
-        if section.get(name) != weight:
-            return f"the penalty {name} had lambda {section.get(name)}, and the YAML asks for {weight}"
+    for name, wanted in settings.identity.items():
+        if section.get(name) != wanted:
+            key, found = PREFIX + ("modules" if name == "only" else name), section.get(name)
+            return f"it was trained with {key} {found}, and the YAML asks for {wanted}"
+    if not section.get("modules"):
+        return "the penalty covered no layer"
     if section["steps_penalised"] + section.get("steps_before", 0) != steps:
         return f"only {section['steps_penalised']} of {steps} steps were penalised"
     return None

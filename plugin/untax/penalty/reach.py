@@ -1,0 +1,50 @@
+"""Trainers whose gradients are out of reach: what a YAML could not tell beforehand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from untax.errors import UntaxError
+
+
+def refuse_sharding(trainer: Any) -> None:
+    """Refuse DeepSpeed and FSDP1; FSDP2 and DDP are fine.
+
+    Raises:
+        UntaxError: saying what is wrong with it.
+    """
+    accelerator = trainer.accelerator
+    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
+    if "DEEPSPEED" in kind:
+        stage = getattr(getattr(accelerator.state, "deepspeed_plugin", None), "zero_stage", None)
+        reason = (
+            "divides parameters and gradients over the ranks"
+            if stage == 3
+            else "steps inside the backward pass, before the penalty's gradient could be added"
+        )
+        raise UntaxError(
+            f"The penalty cannot be added under DeepSpeed ZeRO-{stage if stage is not None else '?'}: it {reason}.",
+            where="key deepspeed",
+            fix="Use DDP, or FSDP2 (fsdp_version: 2) where the model must be sharded, or leave the delta_* keys out.",
+        )
+    if "FSDP" in kind and getattr(getattr(accelerator.state, "fsdp_plugin", None), "fsdp_version", 1) != 2:
+        raise UntaxError(
+            "The penalty cannot be added under FSDP1, which flattens the parameters of a layer into one.",
+            where="key fsdp_version",
+            fix="Set `fsdp_version: 2`, or leave the delta_* keys out.",
+        )
+
+
+def refuse_fused(trainer: Any) -> None:
+    """Refuse optimizers that step inside the backward pass.
+
+    Raises:
+        UntaxError: naming the optimizer.
+    """
+    optimizer = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    if "lomo" in optimizer or "layerwise" in optimizer:
+        raise UntaxError(
+            f"The optimizer {optimizer} steps inside the backward pass, before the penalty could be added.",
+            where="key optimizer",
+            fix="Use another optimizer, adamw_torch for example, or leave the delta_* keys out.",
+        )
