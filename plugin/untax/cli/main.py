@@ -21,6 +21,8 @@ COMMANDS = {
     "recipe": "Write a run folder: Axolotl and mergekit YAMLs for DTM or PAFT.",
     "disperse": "Split a corpus into clusters, as an Axolotl YAML says.",
     "merge": "Merge models and adapters: mergekit-yaml's arguments and options.",
+    "sparsity": "Measure how much of an adapter's delta is near zero (PAFT's figure 2).",
+    "fisher": "Estimate the diagonal Fisher information of a model's weights.",
     "eval": "Score models with lm-eval.",
     "run": "Run a run folder: disperse, train, merge and score what is not done yet.",
     "plugins": "List the hooks and who implements them.",

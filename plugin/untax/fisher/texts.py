@@ -1,0 +1,221 @@
+"""The texts that a Fisher is estimated on: some of a file's, read one after the other and never all at once."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import heapq
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from untax.errors import UntaxError
+
+if TYPE_CHECKING:
+    from untax.data.corpus import Corpus, Source
+
+TEXT_SUFFIXES = {".txt"}
+ROW_SUFFIXES = {".jsonl", ".json", ".parquet"}
+COLUMN = "text"
+"""The column that is read by default; rows without it may be of instruction, input and output."""
+ALPACA = ("instruction", "input", "output")
+END_OF_TEXT = "<|endoftext|>"
+BLANK_LINE = r"\n[^\S\n]*\n"
+BLOCK = 1 << 20
+# A longer separator than this is found only in what is kept of a text.
+CARRIED = 4096
+# Far more than the tokens of any vocabulary have on average: a text is never cut to fewer tokens than it was to have.
+CHARACTERS_PER_TOKEN = 128
+
+Prompt = Callable[[Mapping[str, Any]], str]
+"""What is put before the response of a row with an instruction."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """One text.
+
+    Attributes:
+        position: its number among the file's texts that are not blank, from 0.
+        text: what is scored.
+        prompt: what precedes it and is not scored.
+    """
+
+    position: int
+    text: str
+    prompt: str = ""
+
+
+def read_texts(path: Path, *, column: str, separator: str | None, prompt: Prompt, tokens: int) -> Iterator[Text]:
+    """The texts of a file that are not blank, in their order.
+
+    Args:
+        path: ``.txt`` (also ``.txt.gz``), ``.jsonl``, ``.json`` or ``.parquet``.
+        column: of rows: the one with the text. Rows without the column ``text`` but with ``instruction`` and ``output``
+            give the output, after their prompt.
+        separator: what stands between two texts of a ``.txt``; by default ``<|endoftext|>`` if that occurs in it, else
+            blank lines.
+        prompt: makes the prompt of a row with an instruction.
+        tokens: how many tokens of a text will be read; what certainly lies beyond them is dropped.
+
+    Raises:
+        UntaxError: the file is missing, empty, of another kind, not readable, or its rows have no such column.
+    """
+    _refuse(path)
+    most = tokens * CHARACTERS_PER_TOKEN
+    pairs = _of_text_file(path, separator, most) if is_text(path) else _of_rows(_corpus(path), column, prompt, most)
+    position = 0
+    for before, text in pairs:
+        if text and not text.isspace():
+            yield Text(position, text, before)
+            position += 1
+
+
+def choose(texts: Iterable[Text], *, samples: int, seed: int) -> tuple[list[Text], int]:
+    """The first ``samples`` texts of a shuffled order, and how many texts there are.
+
+    The order is that of hash(seed, position): more samples are the same ones and some more, and only those chosen so
+    far are in memory.
+    """
+    # A heap with the last of the chosen on top.
+    chosen: list[tuple[int, int, Text]] = []
+    count = 0
+    for text in texts:
+        count += 1
+        entry = (-_hash(seed, text.position), -text.position, text)
+        if len(chosen) < samples:
+            heapq.heappush(chosen, entry)
+        elif entry > chosen[0]:
+            heapq.heapreplace(chosen, entry)
+    return [text for _, _, text in sorted(chosen, reverse=True)], count
+
+
+def _hash(seed: int, position: int) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{position}".encode(), digest_size=8).digest(), "big")
+
+
+def is_text(path: Path) -> bool:
+    """Whether a file is plain text rather than rows, by its name."""
+    return _suffix(path) in TEXT_SUFFIXES
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def _refuse(path: Path) -> None:
+    if not path.is_file():
+        raise UntaxError("There is no such data file.", where=path, fix="Name a file with --data.")
+    known = TEXT_SUFFIXES | ROW_SUFFIXES
+    if _suffix(path) not in known:
+        raise UntaxError(
+            f"What this file holds cannot be told from its name: '{path.name}'.",
+            where=path,
+            fix=f"Give a file that ends in {', '.join(sorted(known))}.",
+        )
+
+
+# Plain text
+
+
+def _of_text_file(path: Path, separator: str | None, most: int) -> Iterator[tuple[str, str]]:
+    try:
+        if separator is None and _occurs(END_OF_TEXT, path):
+            separator = END_OF_TEXT
+        pattern = re.compile(re.escape(separator) if separator else BLANK_LINE)
+        with _opened(path) as file:
+            for text in _split(iter(lambda: file.read(BLOCK), ""), pattern, most):
+                yield "", text.strip()
+    except UnicodeDecodeError as error:
+        raise UntaxError(f"The text is not UTF-8: {error.reason}.", where=path, fix="Convert it to UTF-8.") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise UntaxError(f"The file cannot be unpacked: {error}.", where=path, fix="Download it again.") from error
+
+
+def _opened(path: Path) -> IO[str]:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def _occurs(wanted: str, path: Path) -> bool:
+    end = ""
+    with _opened(path) as file:
+        while block := file.read(BLOCK):
+            if wanted in end + block:
+                return True
+            end = block[-len(wanted) :]
+    return False
+
+
+def _split(blocks: Iterable[str], separator: re.Pattern[str], most: int) -> Iterator[str]:
+    """The texts between separators, each cut to ``most`` characters; no more than that and a block is in memory."""
+    kept, rest = "", ""
+    for block in blocks:
+        *whole, rest = separator.split(rest + block)
+        for text in whole:
+            yield (kept + text)[:most]
+            kept = ""
+        if len(rest) > CARRIED:
+            # The separator may lie across the border of two blocks.
+            kept, rest = (kept + rest[:-CARRIED])[: most + CARRIED], rest[-CARRIED:]
+    yield (kept + rest)[:most]
+
+
+# Rows
+
+
+def _corpus(path: Path) -> Corpus:
+    from untax.data.corpus import check_entries
+    from untax.data.parallel import apart
+
+    entries = [{"path": str(path)}]
+    check_entries(entries, key="data")
+    # Reading takes Axolotl, whose import need not stay in this process.
+    return apart(_read, entries)
+
+
+def _read(entries: list[dict[str, Any]]) -> Corpus:
+    from untax.data.corpus import read_corpus
+
+    return read_corpus({"datasets": entries})
+
+
+def _of_rows(corpus: Corpus, column: str, prompt: Prompt, most: int) -> Iterator[tuple[str, str]]:
+    for source in corpus.sources:
+        own = _columns(source, column)
+        for batch in source.batches():
+            for row in batch.select(own).to_pylist():
+                yield (
+                    (prompt(row), _cell(row, "output", source)[:most])
+                    if len(own) > 1
+                    else (
+                        "",
+                        _cell(row, column, source)[:most],
+                    )
+                )
+
+
+def _columns(source: Source, column: str) -> list[str]:
+    """The columns to read: the one with the text, or several of an instruction."""
+    known = source.rows.column_names
+    if column in known:
+        return [column]
+    if column == COLUMN and {"instruction", "output"} <= set(known):
+        return [name for name in ALPACA if name in known]
+    raise UntaxError(
+        f"The rows have no column '{column}', only {', '.join(known)}.",
+        where=source.name,
+        fix="Name the column with the text with --column, or give rows of instruction, input and output.",
+    )
+
+
+def _cell(row: Mapping[str, Any], column: str, source: Source) -> str:
+    value = row[column]
+    if value is not None and not isinstance(value, str):
+        raise UntaxError(
+            f"The column '{column}' holds a {type(value).__name__}, not text.",
+            where=source.name,
+            fix="Name the column with the text with --column.",
+        )
+    return value or ""
