@@ -60,6 +60,11 @@ def test_missing_and_unsupported_packages(run: Doctor, monkeypatch: pytest.Monke
     [
         ("disperse_clusters: 4\ndelta_l1: 1e-4\nplugins: [untax.DispersePlugin]\n", "keys delta_l1 would be ignored"),
         ("delta_11: 1e-4\nplugins: [untax.DeltaPenaltyPlugin]\n", "unknown key delta_11"),
+        ("delta_l1: 1e-4\nplugins: [untax.DeltaPenaltyPlugin]\n", "write 0.0001"),
+        ("delta_l1: 0.1\npeft_use_dora: true\nplugins: [untax.DeltaPenaltyPlugin]\n", "DoRA"),
+        ("plugins: [untax.DeltaPenaltyPlugn]\n", "untax has no DeltaPenaltyPlugn"),
+        ("delta_l1: 0.1\nplugins: [other.DeltaPenaltyPlugin]\n", "no module 'other'"),
+        ("plugins: [DeltaPenaltyPlugin]\n", "of the form module.Class"),
         ("- a list\n", "is not a mapping"),
         ("a: [\n", "cannot be read"),
         (None, "cannot be read"),
@@ -76,7 +81,25 @@ def test_recipe_with_keys_that_axolotl_would_drop(text: str | None, message: str
 
 
 def test_sound_recipe(run: Doctor, tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("delta_l1: 1e-4\nplugins: [untax.DeltaPenaltyPlugin]\n")
+    (tmp_path / "recipe.yaml").write_text("adapter: lora\ndelta_l1: 0.0001\nplugins: [untax.DeltaPenaltyPlugin]\n")
     result = run(tmp_path / "recipe.yaml")
     assert result.exit_code == 0
     assert state(result, "recipe") == "ok"
+
+
+def test_a_plugin_whose_import_fails(run: Doctor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Axolotl 0.19 prints the error and trains without the plugin."""
+    (tmp_path / "halfway.py").write_text("import no_such_package\n")
+    (tmp_path / "broken.py").write_text("raise OSError('libcudart')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text("plugins: [halfway.Plugin, broken.Plugin]\n")
+    result = run(tmp_path / "recipe.yaml")
+    assert result.exit_code == 2
+    assert "halfway.Plugin cannot be loaded (it needs no_such_package)" in result.output
+    assert "broken.Plugin cannot be loaded (OSError: libcudart)" in result.output
+
+
+def test_all_that_is_wrong_is_said_at_once(run: Doctor, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("delta_l1: -1\ndelta_l3: 1\ndisperse_clusters: 1\n")
+    result = run(tmp_path / "recipe.yaml")
+    assert [line.split()[0] for line in result.output.splitlines() if line.split()[1:2] == ["recipe"]] == ["fail"] * 3

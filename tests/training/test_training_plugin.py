@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,17 @@ def test_the_manifest_plugin_alone(workspace: Workspace, axolotl_train: Train) -
     assert "disperse" not in manifest
 
 
+@pytest.mark.parametrize("name", ["untax.DeltaPenaltyPlugin", "untax.penalty.plugin.DeltaPenaltyPlugin"])
+def test_no_training_without_a_listed_plugin(
+    workspace: Workspace, axolotl_train: Train, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Axolotl 0.19 goes on after an ImportError of a plugin."""
+    monkeypatch.setitem(sys.modules, "untax.penalty.plugin", None)
+    with pytest.raises((SystemExit, RuntimeError, ImportError)):
+        axolotl_train(workspace.config(plugins=["untax.DispersePlugin", name], delta_l1=0.001))
+    assert not Path("out/adapter_model.safetensors").exists()
+
+
 def test_both_plugins_write_one_manifest(workspace: Workspace, axolotl_train: Train) -> None:
     plugins = ["untax.DeltaPenaltyPlugin", "untax.DispersePlugin", "untax.ManifestPlugin"]
     axolotl_train(workspace.config(plugins=plugins, delta_l1=0.001, disperse_clusters=2, disperse_cluster=1))
@@ -186,7 +198,8 @@ def test_a_resumed_training_counts_its_own_steps(workspace: Workspace, axolotl_t
         ({"delta_l1": -1.0}, "delta_l1: -1.0"),
         ({"delta_l1": float("nan")}, "delta_l1: nan"),
         ({"delta_l1": 0.1, "peft_use_dora": True}, "peft_use_dora"),
-        ({"delta_l1": 0.1, "adapter": None}, "adapter"),
+        ({"delta_l1": 0.1, "deepspeed": "zero3.json"}, "deepspeed"),
+        ({"delta_ewc": 0.1, "delta_ewc_fisher": "gone.safetensors"}, "gone.safetensors"),
         ({"disperse_clusters": 4, "disperse_cluster": 0}, "- untax.DispersePlugin"),
         ({"plugins": ["untax.DispersePlugin"], "disperse_clusters": 1, "disperse_cluster": 0}, "at least 2"),
         ({"plugins": ["untax.DispersePlugin"], "disperse_clusters": 25, "disperse_cluster": 0}, "24 different rows"),
@@ -209,11 +222,9 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert not written, "Axolotl's own log aside, nothing is left"
 
 
-def test_modules_beside_lora_are_refused(workspace: Workspace, refused: Callable[[Path], str]) -> None:
-    said = refused(workspace.config(delta_l1=0.1, lora_modules_to_save=["embed_tokens"]))
-    assert "lora_modules_to_save" in said
-    assert "embed_tokens" in said
-    assert not Path("out/untax.json").exists()
+def test_modules_that_are_trained_whole_are_penalised_too(workspace: Workspace, axolotl_train: Train) -> None:
+    axolotl_train(workspace.config(delta_l1=0.001, lora_modules_to_save=["embed_tokens"]))
+    assert workspace.manifest()["penalty"]["modules"] == 36
 
 
 def test_an_embedding_adapter_is_penalised(workspace: Workspace, axolotl_train: Train) -> None:

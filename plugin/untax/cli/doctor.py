@@ -33,8 +33,8 @@ class Finding(NamedTuple):
 def command(recipes: tuple[Path, ...]) -> None:
     """Say what of this environment is ready, and how to mend what is not.
 
-    RECIPES are Axolotl YAMLs: their keys are checked too, for Axolotl drops the keys of a plugin that is not listed
-    without a word. Exit code 2 if something fails, else 0.
+    RECIPES are Axolotl YAMLs: their untax keys and plugins are checked too, for Axolotl drops the keys of a plugin that
+    is not listed without a word, and 0.19 trains on without a plugin that cannot be loaded. Exit code 2 if something fails, else 0.
     """
     states = []
     for finding in findings(recipes):
@@ -55,7 +55,8 @@ def findings(recipes: tuple[Path, ...]) -> Iterator[Finding]:
     yield _machine()
     yield _threads()
     yield _telemetry()
-    yield from map(_recipe, recipes)
+    for recipe in recipes:
+        yield from _recipe(recipe)
     yield _gpu()
 
 
@@ -171,34 +172,13 @@ def _telemetry() -> Finding:
     return Finding("warn", "telemetry", "Axolotl reports its use to its makers", "export AXOLOTL_DO_NOT_TRACK=1")
 
 
-def _recipe(path: Path) -> Finding:
-    import yaml
+def _recipe(path: Path) -> Iterator[Finding]:
+    from untax.cli.doctor_recipe import recipe_problems
 
-    from untax.training.keys import check_plugins
-
-    try:
-        cfg = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(cfg, dict):
-            return Finding("fail", "recipe", f"{path} is not a mapping of keys", "Name an Axolotl YAML.")
-        check_plugins(cfg, where=path)
-    except UntaxError as error:
-        return Finding("fail", "recipe", f"{path}: {error.problem}", error.fix or "")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        return Finding("fail", "recipe", f"{path} cannot be read: {' '.join(str(error).split())}", "Mend the file.")
-    return _unknown_keys(path, cfg) or Finding("ok", "recipe", f"{path}: every untax key has its plugin")
-
-
-def _unknown_keys(path: Path, cfg: dict[str, Any]) -> Finding | None:
-    from untax.disperse.args import DisperseArgs
-    from untax.errors import near_names
-    from untax.penalty.args import DeltaPenaltyArgs
-
-    known = [*DisperseArgs.model_fields, *DeltaPenaltyArgs.model_fields]
-    unknown = [key for key in cfg if str(key).startswith(("disperse_", "delta_")) and key not in known]
-    if not unknown:
-        return None
-    fix = near_names(unknown[0], known)
-    return Finding("fail", "recipe", f"{path}: Axolotl would drop the unknown key {unknown[0]}", fix)
+    problems = list(recipe_problems(path))
+    yield from (Finding("fail", "recipe", found, fix) for found, fix in problems)
+    if not problems:
+        yield Finding("ok", "recipe", f"{path}: every untax key has its plugin, and every plugin can be loaded")
 
 
 def _gpu() -> Finding:

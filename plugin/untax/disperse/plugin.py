@@ -37,6 +37,7 @@ class DispersePlugin(UntaxPlugin):
     @plain_errors
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> Any:
         """Rewrite ``cfg.datasets`` to the asked-for cluster; Axolotl loads what it names. Streams are loaded here."""
+        self.check_loaded(cfg)
         settings = read_settings(cfg, where=self.config_path(cfg))
         if not settings.active:
             self.separate_prepared_data(cfg)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sized
 from pathlib import Path
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
-from axolotl.integrations.base import BasePlugin
+from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
@@ -78,8 +78,24 @@ class UntaxPlugin(BasePlugin):
     @plain_errors
     def load_datasets(self, cfg: DictDefault, preprocess: bool = False) -> None:
         """Let no cache of an earlier content of the datasets be read; dispersal does so after its own rewriting."""
+        self.check_loaded(cfg)
         if "untax.DispersePlugin" not in needed_plugins(cfg):
             self.separate_prepared_data(cfg)
+
+    def check_loaded(self, cfg: DictDefault) -> None:
+        """Refuse to train without one of untax's listed plugins: Axolotl 0.19 goes on when one cannot be imported.
+
+        Raises:
+            UntaxError: naming it.
+        """
+        loaded = PluginManager.get_instance().plugins
+        missing = [name for name in cfg.plugins or [] if name.startswith("untax.") and name not in loaded]
+        if missing:
+            raise UntaxError(
+                f"Axolotl could not load {', '.join(missing)}; the reason is in its log above.",
+                where=f"{self.config_path(cfg)}: plugins",
+                fix="Mend that (`untax doctor` with the path of this YAML says more), then train again.",
+            )
 
     def separate_prepared_data(self, cfg: DictDefault) -> None:
         """Make ``dataset_prepared_path`` the datasets' own, once, whichever plugins are listed."""
