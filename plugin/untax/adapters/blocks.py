@@ -32,6 +32,7 @@ def product_blocks(b: torch.Tensor, a: torch.Tensor, scale: float) -> Iterator[t
         a: shape (r, in), any floating dtype.
         scale: s of the adapter.
     """
-    up, down = b.detach().float(), a.detach().float()
+    # The scale goes into the small factor, not over every block.
+    up, down = b.detach().float() * scale, a.detach().float()
     for rows in row_blocks(up.shape[0], down.shape[1], on_gpu=down.is_cuda):
-        yield rows, (up[rows] @ down).mul_(scale)
+        yield rows, up[rows] @ down
