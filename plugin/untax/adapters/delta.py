@@ -104,6 +104,8 @@ class LowRankDelta:
             gradient = of(rows, block)
             torch.mm(gradient, a.T, out=of_b[rows])
             of_a.addmm_(b[rows].T, gradient)
+            # Otherwise the next block would be made beside this one, elsewhere, and both would leave the cache.
+            del block, gradient
         _add(self.b, of_b, weight * self.scale)
         _add(self.a, of_a, weight * self.scale)
 
