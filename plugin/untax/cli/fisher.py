@@ -69,8 +69,11 @@ def command(
     Blank texts do not count. The same seed takes the same texts, and for more samples some more. Nothing is written
     before the end, and an interrupted estimate begins anew.
     """
+    _quieten()
     from untax.evaluate.suites.demo import documents
-    from untax.fisher.fisher import Data, Settings, fisher
+    from untax.fisher.fisher import Data, Settings, check_output, fisher
+
+    check_output(out, force=force)  # Before a model is fetched.
 
     def prompt(row: Mapping[str, Any]) -> str:
         return documents.prompt(dict(row)) + documents.NEWLINE
@@ -104,6 +107,18 @@ def _model(text: str) -> Model:
     check_inputs([reference])
     adapter = None if reference.adapter is None else reference.adapter.folder
     return Model(reference.base.path, reference.base.folder, reference.base.revision, adapter)
+
+
+def _quieten() -> None:
+    """Imports talk of GPUs and kernels, and loading has bars of its own; must come before them."""
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.disable(logging.ERROR)
+    warnings.simplefilter("ignore")
 
 
 @contextlib.contextmanager

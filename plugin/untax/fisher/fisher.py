@@ -120,7 +120,7 @@ def fisher(
         UntaxError: an input or the output is not as it must be, or a gradient is not finite; nothing was written.
     """
     started = time.time()
-    _refuse(out, force)
+    check_output(out, force=force)
     # Reading forks a process: before torch is there.
     chosen = _choose(data, settings, say)
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
@@ -143,7 +143,12 @@ def fisher(
     return _made(out, found, facts)
 
 
-def _refuse(out: Path, force: bool) -> None:
+def check_output(out: Path, *, force: bool) -> None:
+    """Make sure that a Fisher can be written here.
+
+    Raises:
+        UntaxError: the name has another ending, or the file is there and ``force`` is not given.
+    """
     if out.suffix != SUFFIX:
         raise UntaxError(f"A Fisher is a {SUFFIX} file.", where=out, fix=f"Name it {out.stem or 'fisher'}{SUFFIX}.")
     if out.is_dir() or (out.exists() and not force):

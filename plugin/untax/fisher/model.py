@@ -126,7 +126,7 @@ def _with_adapter(network: Any, adapter: Path) -> Any:
             f"PEFT cannot load the adapter: {_reason(error)}", where=adapter, fix="Name the base it was trained on."
         ) from error
     for keys, what in ((result.unexpected_keys, "would drop"), (result.missing_keys, "misses")):
-        if [key for key in keys if what == "would drop" or "lora_" in key]:
+        if keys:
             raise UntaxError(
                 f"PEFT {what} this key of the adapter: {keys[0]}.",
                 where=adapter,

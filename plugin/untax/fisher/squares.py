@@ -121,8 +121,8 @@ class Squares:
         calls = [call for call in self._calls.pop(name) if call.gradient is not None]
         if not calls:
             return
-        inputs = torch.cat([self._by_sequence(call.inputs) for call in calls], dim=1)
-        gradients = torch.cat([self._by_sequence(call.gradient) for call in calls], dim=1)
+        inputs = self._joined([call.inputs for call in calls])
+        gradients = self._joined([call.gradient for call in calls])
         left, right = (inputs, gradients) if self.weights[name].transposed else (gradients, inputs)
         right = right.float()
         for rows in self._blocks(left.shape[2], len(right) * right.shape[2], right.is_cuda):
@@ -130,9 +130,12 @@ class Squares:
             block = torch.bmm(left[:, :, rows].float().transpose(1, 2), right)
             self.sums[name][rows] += block.square_().sum(dim=0)
 
-    def _by_sequence(self, values: Any) -> torch.Tensor:
-        """(sequences, T, features), whatever dimensions lie between; T may be another one for a single sequence."""
-        return values.reshape(self._batch[0], -1, values.shape[-1])
+    def _joined(self, parts: list[Any]) -> torch.Tensor:
+        """Calls one after the other as (sequences, T, features); a single sequence may come in any other shape."""
+        import torch
+
+        shaped = [part.reshape(self._batch[0], -1, part.shape[-1]) for part in parts]
+        return shaped[0] if len(shaped) == 1 else torch.cat(shaped, dim=1)
 
     def _blocks(self, rows: int, elements: int, on_gpu: bool) -> Iterator[slice]:
         limit = self._block or (GPU_ELEMENTS if on_gpu else CPU_ELEMENTS)
