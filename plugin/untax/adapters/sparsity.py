@@ -1,4 +1,7 @@
-"""How sparse a fine-tuned delta is: PAFT's figure 2, layer by layer, and the same relative to the base's weights."""
+"""How sparse a fine-tuned delta is: PAFT's figure 2, layer by layer, and the same relative to the base's weights.
+
+The figure's caption multiplies B and A without s; in the recipe that the paper trains by, alpha is r, and s is 1.
+"""
 
 from __future__ import annotations
 

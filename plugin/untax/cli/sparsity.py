@@ -72,7 +72,8 @@ def command(
     are changed, so shares below a multiple of the RMS of the base's tensor stand beside them, if the base is on this
     machine: nothing is downloaded.
 
-    ADAPTER may also be a whole model: its delta is the difference from --base, which is needed then.
+    ADAPTER may also be a whole model: its delta is the difference from --base, which is needed then. What was too small
+    to change a weight in the model's dtype is an exact zero in it.
     """
     _refuse_options(base, no_base, plot)
     thresholds = Thresholds(threshold, relative)

@@ -38,7 +38,7 @@ def draw_sparsity(path: Path, found: Sequence[Measured], thresholds: Thresholds)
     left, right = 0.6 * len(found) + 0.2, len(kinds) * _group_width(found)
     # Names of folders are no formulas.
     with rc_context({"text.parse_math": False, "font.size": 8}), new_file(path) as part:
-        figure = Figure(figsize=(left + right + 1.4, 2.6 * len(rows) + 0.4), layout="constrained")
+        figure = Figure(figsize=(left + right + 1.4, 3.2 * len(rows) + 0.4), layout="constrained")
         FigureCanvasAgg(figure)
         table = figure.subplots(len(rows), 2, squeeze=False, sharey="row", width_ratios=(left, right))
         for (label, share), (adapters, modules) in zip(rows, table, strict=True):
@@ -49,7 +49,8 @@ def draw_sparsity(path: Path, found: Sequence[Measured], thresholds: Thresholds)
         table[0][0].set_title("mean of all layers", fontsize=9)
         table[0][1].set_title("mean of the layers of one module type", fontsize=9)
         if len(found) > 1:
-            figure.legend(*table[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+            handles, names = table[0][1].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(found)), frameon=False)
         # Without the date and the library's version the same numbers give the same bytes.
         figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
 
@@ -102,7 +103,7 @@ def _names(axes: Axes, names: Sequence[str], inches: float) -> None:
 def _scale(axes: Axes, shares: Sequence[float | None]) -> None:
     highest = max((share for share in shares if share is not None), default=0.0)
     top = next(top for top in _TOPS if top >= highest)
-    # Room above the highest bar for its number.
-    axes.set_ylim(0, 1.2 * top)
+    # Room above the highest bar for its number, upright.
+    axes.set_ylim(0, 1.25 * top)
     ticks = [top * fifths / 5 for fifths in range(6)]
     axes.set_yticks(ticks, [f"{100 * tick:g}%" for tick in ticks])
