@@ -5,6 +5,7 @@ Penalties see no more of it than blocks of rows; the chain rule back to what is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -139,15 +140,14 @@ class ParameterDelta:
     @property
     def shape(self) -> tuple[int, int]:
         """(first dimension, all others)."""
-        rows = self.parameter.shape[0] if self.parameter.ndim else 1
-        return rows, self.parameter.numel() // max(1, rows)
+        return _table_shape(self.parameter)
 
     def blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """The rows that this rank has."""
         import torch
 
         local, first = own_rows(self.parameter)
-        table = local.reshape(local.shape[0] if local.ndim else 1, -1)
+        table = local.reshape(_table_shape(local))
         for rows in row_blocks(*table.shape, on_gpu=table.is_cuda):
             here = slice(first + rows.start, first + rows.stop)
             block = table[rows].to(torch.float32, copy=True)
@@ -164,7 +164,7 @@ class ParameterDelta:
         if self.parameter.grad is None:
             self.parameter.grad = torch.zeros_like(self.parameter)
         local, first = own_rows(self.parameter.grad)
-        table = local.view(local.shape[0] if local.ndim else 1, -1)
+        table = local.view(_table_shape(local))
         for rows, block in self.blocks():
             table[rows.start - first : rows.stop - first].add_(of(rows, block), alpha=weight)
 
@@ -175,6 +175,11 @@ class ParameterDelta:
     def over_ranks(self, value: torch.Tensor) -> torch.Tensor:
         """Summed over those that share the parameter."""
         return over_ranks(value.to(own_rows(self.parameter)[0].device), self.parameter)
+
+
+def _table_shape(tensor: torch.Tensor) -> tuple[int, int]:
+    """(first dimension, all others); of more ranks than rows, some have none."""
+    return tensor.shape[0] if tensor.ndim else 1, math.prod(tensor.shape[1:])
 
 
 def _add(parameter: torch.Tensor, direction: torch.Tensor, weight: float) -> None:
