@@ -35,6 +35,17 @@ def test_what_the_run_made_itself_is_missed(tmp_path: Path):
     assert input_digest("base", {"base_model": "outputs/vanilla"}, tmp_path) == "missing"
 
 
+def test_a_file_that_a_key_names_is_an_input(tmp_path: Path):
+    (tmp_path / "f.safetensors").write_bytes(b"one")
+    config = {"delta_ewc_fisher": "f.safetensors"}
+    recorded = {"inputs": {"delta_ewc_fisher": digest_file(tmp_path / "f.safetensors")}}
+    assert stale_inputs(recorded, config, tmp_path) == []
+    (tmp_path / "f.safetensors").write_bytes(b"two")
+    assert stale_inputs(recorded, config, tmp_path) == ["delta_ewc_fisher"]
+    (tmp_path / "f.safetensors").unlink()
+    assert stale_inputs(recorded, config, tmp_path) == ["delta_ewc_fisher"]
+
+
 def test_stale_inputs_are_named(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text("{}\n")
     inputs = {"datasets/a.jsonl": digest_file(tmp_path / "a.jsonl"), "datasets/some/hub-set": "unknown"}

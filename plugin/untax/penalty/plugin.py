@@ -9,8 +9,8 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
 from untax.adapters.statistics import Diagonal
-from untax.manifest import digest_file
 from untax.penalty.attach import Attached, attach
+from untax.penalty.reference import KeptBase, StoredBase
 from untax.penalty.settings import PenaltySettings, check_training, read_settings
 from untax.plugins import named
 from untax.training.plugin import UntaxPlugin, plain_errors
@@ -46,7 +46,9 @@ class DeltaPenaltyPlugin(UntaxPlugin):
         if not settings.lambdas:
             return
         penalties = {key: named("delta_penalties", key, where=where) for key in settings.lambdas}
-        self.attached = attach(trainer, settings, penalties, fisher=_fisher(settings))
+        reread = settings.base == "reread"
+        references = StoredBase(str(cfg.base_model), cfg.revision_of_model) if reread else KeptBase()
+        self.attached = attach(trainer, settings, penalties, references=references, fisher=_fisher(settings))
         LOG.info(f"untax: {dict(settings.lambdas)} on {len(self.attached.deltas)} layers ({settings.target})")
 
     @plain_errors
@@ -69,7 +71,7 @@ def _fisher(settings: PenaltySettings) -> Diagonal | None:
 
 def _section(attached: Attached) -> dict[str, Any]:
     start, end = attached.start, attached.norms()
-    section = {
+    return {
         **attached.settings.identity,
         "steps_penalised": attached.steps,
         "steps_before": attached.steps_before,
@@ -81,6 +83,3 @@ def _section(attached: Attached) -> dict[str, Any]:
         "sparsity": end.sparsity,
         "zeros": end.zeros,
     }
-    if attached.settings.ewc_fisher:
-        section["fisher"] = digest_file(Path(attached.settings.ewc_fisher))
-    return section

@@ -14,6 +14,7 @@ from untax.evaluate.score import is_scored
 from untax.manifest import changed_outputs, digest_file, digest_files, digest_model, read_manifest
 from untax.recipes.graph import Node
 from untax.run.proof import missing_proof
+from untax.training.record import FILE_KEYS
 
 
 def unfinished(node: Node, folder: Path, suite: str | None) -> str | None:
@@ -70,6 +71,9 @@ def stale_inputs(manifest: dict[str, Any], config: dict[str, Any], folder: Path)
 
 def input_digest(key: str, config: dict[str, Any], folder: Path) -> str | None:
     """The present digest of an input that a manifest names; None when it is not a thing of this machine."""
+    if key in FILE_KEYS:
+        file = folder / str(config.get(key))
+        return digest_file(file) if file.is_file() else "missing"
     kind, _, dataset = key.partition("/")
     name = dataset if kind in ("datasets", "test_datasets") else str(config.get("base_model")) if key == "base" else key
     path = folder / name

@@ -16,6 +16,8 @@ from untax.training.started import claim
 
 DEFAULT_SEED = 42
 ADAPTER_FILES = ("adapter_model*.safetensors", "adapter_model.safetensors.index.json", "adapter_config.json")
+FILE_KEYS = ("delta_ewc_fisher",)
+"""Keys of an Axolotl configuration whose value is a file that decides the result."""
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json")
 
 
@@ -57,7 +59,7 @@ class TrainingRecord:
         """
         return cls(
             config=file_identity(cfg.get("axolotl_config_path")) if digests else None,
-            inputs=dataset_identities(cfg) if digests else {},
+            inputs={**_file_digests(cfg), **dataset_identities(cfg)} if digests else {},
             entries=entries_digest(pretraining_entries(cfg) or cfg.get("datasets") or []),
             trains=not (cfg.get("inference") or cfg.get("merge_lora")),
         )
@@ -114,6 +116,11 @@ def file_identity(path: Any) -> dict[str, str] | None:
     if not path or not Path(path).is_file():
         return None
     return {"path": str(path), "digest": digest_file(Path(path))}
+
+
+def _file_digests(cfg: Mapping[str, Any]) -> dict[str, str]:
+    files = {key: Path(cfg[key]) for key in FILE_KEYS if cfg.get(key)}
+    return {key: digest_file(path) for key, path in files.items() if path.is_file()}
 
 
 def dataset_identities(cfg: Any) -> dict[str, str]:
