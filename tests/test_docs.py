@@ -257,6 +257,6 @@ def test_the_example_configurations_are_accepted(snippet: str) -> None:
     cfg = yaml.safe_load(snippet)
     check_plugins(cfg, where="the snippet")
     disperse_settings(cfg, where="the snippet")
-    if penalty_settings(cfg, where="the snippet").lambdas:
+    if penalty_settings(cfg, where="the snippet").active:
         check_training(cfg, where="the snippet")
     assert isinstance(cfg["learning_rate"], float)

@@ -34,7 +34,8 @@ def command(recipes: tuple[Path, ...]) -> None:
     """Say what of this environment is ready, and how to mend what is not.
 
     RECIPES are Axolotl YAMLs: their untax keys and plugins are checked too, for Axolotl drops the keys of a plugin that
-    is not listed without a word, and 0.19 trains on without a plugin that cannot be loaded. Exit code 2 if something fails, else 0.
+    is not listed without a word, and 0.19 trains on without a plugin that cannot be loaded. Exit code 2 if something
+    fails, else 0.
     """
     states = []
     for finding in findings(recipes):

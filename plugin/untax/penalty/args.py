@@ -19,6 +19,7 @@ class PenaltyOptions(BaseModel):
     )
     delta_schedule: str | None = Field(default=None, description="constant (default) or linear_warmup")
     delta_ewc_fisher: str | None = Field(default=None, description="the base's diagonal Fisher information, a file")
+    delta_sparsity: float | None = Field(default=None, description="prune LoRA's delta to this share of exact zeros")
     delta_base: str | None = Field(default=None, description="full fine-tuning: keep the base in memory, or reread it")
     delta_log_steps: int | None = Field(default=None, description="steps between norm and sparsity in the log, 10")
 

@@ -15,6 +15,7 @@ from untax.adapters.delta import LiveDelta, LowRankDelta, ParameterDelta
 from untax.adapters.live import trainable_deltas
 from untax.adapters.norms import DeltaNorms, delta_norms
 from untax.errors import UntaxError
+from untax.penalty.prune import Pruner, prune_after_steps
 from untax.penalty.reach import refuse_fused, refuse_sharding
 from untax.penalty.reference import KeptBase
 from untax.penalty.schedule import factor
@@ -36,6 +37,7 @@ class Attached:
     Attributes:
         settings: what was asked for.
         deltas: what they are on.
+        pruner: what makes exact zeros, or None.
         steps: optimizer steps they were added to.
         steps_before: optimizer steps that were taken before this process resumed the training; 0 from the start.
         start: norms before the first of these steps.
@@ -61,6 +63,7 @@ class Attached:
             (partial(call_with_known, penalties[key], fisher=fisher, target=settings.target), weight)
             for key, weight in settings.lambdas.items()
         ]
+        self.pruner = Pruner(settings.sparsity) if settings.sparsity else None
         self.deltas = self._find()
         for delta in self.deltas if fisher is not None else ():
             _check_fisher(fisher, delta)
@@ -76,7 +79,14 @@ class Attached:
         for delta in self._penalised():
             for penalty, weight in self._penalties:
                 penalty(delta, weight=weight * scale)
+        if self.pruner is not None:
+            self.pruner.mask_gradients(self.low_rank)
         self.steps += 1
+
+    @property
+    def low_rank(self) -> list[LowRankDelta]:
+        """The deltas that LoRA factors carry."""
+        return [delta for delta in self.deltas if isinstance(delta, LowRankDelta)]
 
     def norms(self) -> DeltaNorms:
         """Norm and sparsity of the present delta."""
@@ -102,8 +112,7 @@ class Attached:
     def _penalised(self) -> list[LiveDelta]:
         if self.settings.target == "product":
             return self.deltas
-        factors = [delta for delta in self.deltas if isinstance(delta, LowRankDelta)]
-        return [ParameterDelta(delta.name, tensor) for delta in factors for tensor in (delta.a, delta.b)]
+        return [ParameterDelta(delta.name, tensor) for delta in self.low_rank for tensor in (delta.a, delta.b)]
 
 
 def attach(
@@ -134,6 +143,8 @@ def attach(
     attached = Attached(trainer, settings, penalties, references or KeptBase(), fisher)
     _wrap_training_step(trainer, attached)
     _wrap_log(trainer, attached)
+    if attached.pruner is not None:
+        prune_after_steps(trainer, attached.pruner, lambda: attached.low_rank)
     setattr(trainer, MARK, True)
     return attached
 

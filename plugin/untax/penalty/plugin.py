@@ -32,7 +32,7 @@ class DeltaPenaltyPlugin(UntaxPlugin):
     def check(self, cfg: dict[str, Any]) -> None:
         """Refuse wrong keys, and trainings whose delta or gradients are out of reach."""
         settings = read_settings(cfg, where=self.config_path(cfg))
-        if settings.lambdas:
+        if settings.active:
             check_training(cfg, where=self.config_path(cfg))
         if settings.ewc_fisher:
             Diagonal(Path(settings.ewc_fisher))
@@ -43,13 +43,14 @@ class DeltaPenaltyPlugin(UntaxPlugin):
         super().post_trainer_create(cfg, trainer)
         where = self.config_path(cfg)
         settings = read_settings(cfg, where=where)
-        if not settings.lambdas:
+        if not settings.active:
             return
         penalties = {key: named("delta_penalties", key, where=where) for key in settings.lambdas}
         reread = settings.base == "reread"
         references = StoredBase(str(cfg.base_model), cfg.revision_of_model) if reread else KeptBase()
         self.attached = attach(trainer, settings, penalties, references=references, fisher=_fisher(settings))
-        LOG.info(f"untax: {dict(settings.lambdas)} on {len(self.attached.deltas)} layers ({settings.target})")
+        asked = {**settings.lambdas, **({"delta_sparsity": settings.sparsity} if settings.sparsity else {})}
+        LOG.info(f"untax: {asked} on {len(self.attached.deltas)} layers ({settings.target})")
 
     @plain_errors
     def post_train(self, cfg: DictDefault, model: Any) -> None:

@@ -28,6 +28,7 @@ class PenaltySettings:
         modules: names (ends of module names) or one regular expression, as in PEFT's target_modules; None is all.
         schedule: ``constant``, or ``linear_warmup``: lambda rises over the learning rate's warm-up.
         ewc_fisher: the file with the diagonal Fisher information of the base.
+        sparsity: share of exact zeros that LoRA's delta is pruned to, averaged over the layers; None: no pruning.
         base: without an adapter: ``keep`` the pretrained weights in memory, or ``reread`` them from the base's files.
         log_steps: norm and sparsity are logged with the first loss that is logged this many optimizer steps after the
             last time; 0: never.
@@ -38,8 +39,14 @@ class PenaltySettings:
     modules: tuple[str, ...] | str | None = None
     schedule: str = "constant"
     ewc_fisher: str | None = None
+    sparsity: float | None = None
     base: str = "keep"
     log_steps: int = DEFAULT_LOG_STEPS
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.lambdas) or self.sparsity is not None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -50,6 +57,7 @@ class PenaltySettings:
             "target": self.target,
             "schedule": self.schedule,
             "only": chosen,
+            "sparsity_target": self.sparsity,
         }
 
     def covers(self, tensor: str) -> bool:
@@ -61,7 +69,7 @@ class PenaltySettings:
 
 
 def read_settings(cfg: Mapping[str, Any], *, where: object) -> PenaltySettings:
-    """The ``delta_*`` keys of an Axolotl configuration; without a lambda there is nothing to do.
+    """The ``delta_*`` keys of an Axolotl configuration.
 
     Raises:
         UntaxError: all unknown keys and wrong values, in one error.
@@ -133,8 +141,10 @@ def _fsdp_problem(cfg: Mapping[str, Any], leave: str) -> tuple[str, str, str] | 
 def _conflicts(cfg: Mapping[str, Any], given: Mapping[str, Any], lambdas: Mapping[str, float]) -> list[str]:
     problems = []
     options = [key for key in given if key in _OPTIONS]
-    if options and not lambdas:
+    if options and not lambdas and "delta_sparsity" not in given:
         problems.append(f"{', '.join(options)}: no penalty is asked for; set delta_l1, delta_l2 or delta_ewc")
+    if "delta_sparsity" in given and not cfg.get("adapter"):
+        problems.append("delta_sparsity: it prunes the factors of a LoRA adapter, and there is no adapter")
     if lambdas.get("delta_ewc") and "delta_ewc_fisher" not in given:
         problems.append("delta_ewc: delta_ewc_fisher is missing: the file with the base's diagonal Fisher information")
     if "delta_ewc_fisher" in given and "delta_ewc" not in lambdas:
@@ -186,6 +196,11 @@ def _steps_problem(value: Any) -> str | None:
     return None if whole else f"{value!r} is no number of steps (0: never)"
 
 
+def _share_problem(value: Any) -> str | None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return None if number and 0 < value < 1 else f"{value!r} is no share between 0 and 1, such as 0.9"
+
+
 def _ends_with(module: str, name: str) -> bool:
     return module == name or module.endswith(f".{name}")
 
@@ -195,6 +210,7 @@ _OPTIONS: dict[str, Callable[[Any], str | None]] = {
     "delta_modules": _modules_problem,
     "delta_schedule": _one_of(SCHEDULES),
     "delta_ewc_fisher": _file_problem,
+    "delta_sparsity": _share_problem,
     "delta_base": _one_of(BASES),
     "delta_log_steps": _steps_problem,
 }

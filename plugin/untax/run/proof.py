@@ -41,20 +41,26 @@ def _cluster(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
 
 def _penalty(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
     settings = penalty_settings(config, where="the YAML")
-    if not settings.lambdas:
+    if not settings.active:
         return None
     section, steps = manifest.get("penalty"), manifest.get("training", {}).get("steps")
     if section is None or not section.get("steps_penalised"):
         return "the manifest does not prove that DeltaPenaltyPlugin ran: the delta was not penalised"
     for name, wanted in settings.identity.items():
         if section.get(name) != wanted:
-            key, found = PREFIX + ("modules" if name == "only" else name), section.get(name)
+            key, found = PREFIX + _KEY_OF.get(name, name), section.get(name)
             return f"it was trained with {key} {found}, and the YAML asks for {wanted}"
     if not section.get("modules"):
         return "the penalty covered no layer"
+    if settings.sparsity and section.get("zeros", 0) < settings.sparsity - 1e-9:
+        return f"the delta has {section.get('zeros', 0):.1%} zeros, and delta_sparsity asks for {settings.sparsity:.1%}"
     if section["steps_penalised"] + section.get("steps_before", 0) != steps:
         return f"only {section['steps_penalised']} of {steps} steps were penalised"
     return None
+
+
+# What the manifest calls otherwise than the YAML.
+_KEY_OF = {"only": "modules", "sparsity_target": "sparsity"}
 
 
 def _trained(manifest: dict[str, Any]) -> str | None:
