@@ -87,6 +87,7 @@ def test_several_side_by_side() -> None:
     (names,) = [line for line in table.splitlines() if line.startswith("mean of layers")]
     assert line.split() == ["extra", "0.00%", "-"]
     assert line.index("0.00%") > names.index("sft")
+    assert rows(text(SFT, DPO, blocks=True))["0"] == ["12.30%", "20.00%", "49.95%", "-"]  # not 999 of 1010
     assert "model.layers.0" not in table
     assert "block" not in table
     for part in ("mean of layers", "block", "layer "):
