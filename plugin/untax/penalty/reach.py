@@ -17,13 +17,8 @@ def refuse_sharding(trainer: Any) -> None:
     kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
     if "DEEPSPEED" in kind:
         stage = getattr(getattr(accelerator.state, "deepspeed_plugin", None), "zero_stage", None)
-        reason = (
-            "divides parameters and gradients over the ranks"
-            if stage == 3
-            else "steps inside the backward pass, before the penalty's gradient could be added"
-        )
         raise UntaxError(
-            f"The penalty cannot be added under DeepSpeed ZeRO-{stage if stage is not None else '?'}: it {reason}.",
+            f"The penalty cannot be added here: {deepspeed_reason(stage)}.",
             where="key deepspeed",
             fix="Use DDP, or FSDP2 (fsdp_version: 2) where the model must be sharded, or leave the delta_* keys out.",
         )
@@ -33,6 +28,18 @@ def refuse_sharding(trainer: Any) -> None:
             where="key fsdp_version",
             fix="Set `fsdp_version: 2`, or leave the delta_* keys out.",
         )
+
+
+def deepspeed_reason(stage: int | None) -> str:
+    """Why no gradient can be added under DeepSpeed.
+
+    Args:
+        stage: of ZeRO, if it is known.
+    """
+    if stage == 3:
+        return "DeepSpeed ZeRO-3 divides parameters and gradients over the ranks, and steps inside the backward pass"
+    name = "DeepSpeed" if stage is None else f"DeepSpeed ZeRO-{stage}"
+    return f"{name} steps inside the backward pass, before the penalty's gradient could be added"
 
 
 def refuse_fused(trainer: Any) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from untax.errors import UntaxError, near_names
+from untax.penalty.reach import deepspeed_reason
 from untax.plugins import registry
 
 PREFIX = "delta_"
@@ -117,9 +120,18 @@ def _out_of_reach(cfg: Mapping[str, Any]) -> tuple[str, str, str] | None:
     if cfg.get("relora") or cfg.get("relora_steps"):
         return "ReLoRA merges the delta into the base as it trains", "relora", f"Train plain LoRA, {leave}"
     if cfg.get("deepspeed"):
-        sentence = "DeepSpeed steps inside the backward pass, before the penalty's gradient could be added"
+        sentence = deepspeed_reason(_zero_stage(cfg["deepspeed"]))
         return sentence, "deepspeed", f"Use DDP, or FSDP2 (fsdp_version: 2) where the model must be sharded, {leave}"
     return _fsdp_problem(cfg, leave)
+
+
+def _zero_stage(deepspeed: Any) -> int | None:
+    """The stage that DeepSpeed's own configuration, a JSON file or its content, asks for, if it can be read."""
+    try:
+        config = deepspeed if isinstance(deepspeed, Mapping) else json.loads(Path(deepspeed).read_text("utf-8"))
+        return int(config["zero_optimization"]["stage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _fsdp_problem(cfg: Mapping[str, Any], leave: str) -> tuple[str, str, str] | None:
