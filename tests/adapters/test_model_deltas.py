@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tiny_adapters import peft_llama, write_model
-from untax.adapters import base as base_module
+from untax.adapters import blocks
 from untax.adapters.base import StoredModel, local_folder, own_base
 from untax.adapters.model_deltas import ModelDeltas, is_whole_model
 from untax.adapters.sparsity import Thresholds
@@ -35,7 +35,7 @@ def deltas(tmp_path: Path, changes: dict[str, Any], base_changes: Any = None, **
 
 
 def test_differences_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_module, "CPU_ELEMENTS", 3)  # chunks that cut rows in two
+    monkeypatch.setattr(blocks, "CPU_ELEMENTS", 3)  # less than two rows
     changed = {
         "model.layers.0.mlp.up_proj.weight": [[1.0, -1.5], [7.0, 10.0]],
         "model.layers.0.input_layernorm.weight": [1.0, 0.875],
@@ -50,6 +50,15 @@ def test_differences_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (norm.elements, norm.below, norm.below_relative, norm.zeros, norm.l1) == (2, 2, 2, 1, 0.125)
     assert (embedding.zeros, embedding.l1, embedding.block) == (4, 0.0, None)
     assert found.not_counted == ()
+
+
+def test_numbers_and_tensors_of_no_element(tmp_path: Path) -> None:
+    import torch
+
+    single = {"model.scale": torch.tensor(2.0), "model.empty": torch.zeros(0, 3)}
+    found = deltas(tmp_path, {**single, "model.scale": torch.tensor(2.5)}, single)
+    assert found.elements == 11
+    assert {layer.kind: layer.l1 for layer in found.measure(Thresholds())}["scale"] == 0.5
 
 
 def test_dtypes_may_differ(tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ def test_the_size_of_blocks_does_not_matter(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(blocks, "CPU_ELEMENTS", 100)
     for module, layer in measure(adapter, base, thresholds).items():
         other = whole[module]
-        assert (layer.elements, layer.zeros, layer.base_rms) == (other.elements, other.zeros, other.base_rms)
+        assert (layer.elements, layer.zeros) == (other.elements, other.zeros)
+        assert layer.base_rms == pytest.approx(other.base_rms, rel=1e-12)
         # A matrix product of another height may round its last bit differently.
         assert abs(layer.below - other.below) <= 1
         assert layer.below_relative == pytest.approx(other.below_relative, abs=1)

@@ -155,6 +155,7 @@ def test_an_adapter_beside_a_whole_base_is_an_adapter(
         (["adapter", "--base", "/no/base/at/all"], "no such base"),
         (["adapter", "--threshold", "0"], "above zero"),
         (["adapter", "--threshold", "nan"], "above zero"),
+        (["adapter", "--threshold", "inf"], "above zero"),
         (["adapter", "--relative", "-1"], "above zero"),
         (["adapter", "--plot", "figure.pdf"], "ends in .png"),
         ([], "Missing argument"),

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from untax.adapters.blocks import CPU_ELEMENTS
+from untax.adapters.blocks import row_blocks
 from untax.adapters.header import TensorInfo, read_header
+from untax.adapters.rows import read_rows
 from untax.adapters.statistics import FLOATING
 from untax.errors import UntaxError
 from untax.manifest import digest_model
@@ -148,25 +149,15 @@ def own_base(config: Mapping[str, Any], opened: dict[Path, StoredModel]) -> tupl
 
 
 def chunks(tensor: TensorInfo) -> Iterator[torch.Tensor]:
-    """The values of a floating tensor in order, flat, in fp32 (F64: fp64); each may be overwritten by the next.
-
-    Read and not mapped: mapped pages count as the process's memory until something else needs the space.
+    """The values of a floating tensor in order, flat, in fp32 (F64: fp64), some rows at a time.
 
     Raises:
         UntaxError: the file was cut off meanwhile.
     """
-    import torch
-
-    kind = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[tensor.dtype]
-    buffer = bytearray(min(CPU_ELEMENTS, tensor.elements) * kind.itemsize)
-    with tensor.file.open("rb") as handle:
-        handle.seek(tensor.start)
-        for start in range(0, tensor.elements, CPU_ELEMENTS):
-            size = min(CPU_ELEMENTS, tensor.elements - start) * kind.itemsize
-            if handle.readinto(memoryview(buffer)[:size]) != size:
-                raise UntaxError("The file was cut off while it was read.", where=tensor.file, fix=_AGAIN)
-            values = torch.frombuffer(buffer, dtype=kind, count=size // kind.itemsize)
-            yield values if kind == torch.float64 else values.float()
+    rows, *columns = tensor.shape or (1,)
+    for block in row_blocks(rows if tensor.elements else 0, math.prod(columns)):
+        values = read_rows(tensor, block).flatten()
+        yield values if tensor.dtype == "F64" else values.float()
 
 
 def same_values(one: TensorInfo, other: TensorInfo) -> bool:
