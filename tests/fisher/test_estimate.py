@@ -150,6 +150,9 @@ def toy(kind: str) -> Any:
                 hidden = self.second(self.first(self.first(hidden).tanh()).tanh())
             elif kind == "heads":
                 hidden = self.second(self.first(hidden.unsqueeze(2).expand(-1, -1, 3, -1).tanh()).sum(2))
+            elif kind == "half":
+                self.second(hidden)
+                hidden = self.second(self.first(hidden).tanh())
             elif kind == "unused":
                 self.second(hidden)
                 hidden = self.first(hidden)
@@ -162,7 +165,7 @@ def toy(kind: str) -> Any:
     return Toy().eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("kind", ["experts", "twice", "heads", "unused", "tied", "never"])
+@pytest.mark.parametrize("kind", ["experts", "twice", "heads", "half", "unused", "tied", "never"])
 @pytest.mark.parametrize("modules", ["linear", "all"])
 def test_other_ways_to_use_a_layer(kind: str, modules: str) -> None:
     network, samples = toy(kind), sequences(9, 5, 12, 2, 9, 7)
@@ -173,6 +176,7 @@ def test_other_ways_to_use_a_layer(kind: str, modules: str) -> None:
     assert never_ran == (["second.weight"] if kind == "never" else [])
     assert bool(found["first.weight"].any())
     assert ("second.weight" in found) == (kind != "tied")
+    assert kind in ("tied", "unused", "never") or bool(found["second.weight"].any())
 
 
 # What is left behind, and what is refused

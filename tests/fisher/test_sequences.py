@@ -44,6 +44,18 @@ def test_a_response_is_tokenised_as_in_training(tokenizer: Any, given_input: str
     assert list(sequence.ids[sequence.start :]) == [label for label in trained["labels"][:-1] if label != -100]
 
 
+def test_an_end_of_sequence_does_not_part_a_prompt_from_its_response(tokenizer: Any) -> None:
+    """Some tokenizers put one after every text."""
+    from tokenizers.processors import TemplateProcessing
+
+    text = Text(0, "There was a ball.", "Tell a story.\n")
+    (expected,) = tokenise([text], tokenizer, length=100).sequences
+    special = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    assert tokenizer(text.prompt).input_ids[-1] == tokenizer.eos_token_id
+    assert tokenise([text], tokenizer, length=100).sequences == (expected,)
+
+
 def test_long_texts_are_cut_and_those_without_a_token_to_score_left_out(tokenizer: Any) -> None:
     long, short = "Once upon a time there was a ball", "Hi"
     texts = [Text(0, long), Text(1, short), Text(2, short, long), Text(3, "", short)]

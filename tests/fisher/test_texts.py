@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from toys import sft_rows, write_jsonl
 from untax.errors import UntaxError
 from untax.fisher import texts
 from untax.fisher.texts import Text, choose, read_texts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported_once() -> None:
+    """Rows are read in forked processes: what is here already they need not import."""
+    import axolotl.utils.data.shared  # noqa: F401
 
 
 def prompt(row: Mapping[str, Any]) -> str:
@@ -62,6 +68,27 @@ def test_blocks_split_as_the_whole(text: str, size: int, separator: str) -> None
     pattern = re.compile(separator)
     blocks = (text[start : start + size] for start in range(0, len(text), size))
     assert list(texts._split(blocks, pattern, 1000)) == pattern.split(text)
+
+
+@settings(derandomize=True, max_examples=300)
+@given(st.text("ab<>", max_size=100), st.integers(1, 20), st.sampled_from(["<>", "a", "<a>"]))
+@example("bbbbbb<>b", 7, "<>")
+@example("bbbbbb<a>b", 8, "<a>")
+def test_a_separator_across_the_border_of_what_is_kept_is_found(text: str, size: int, separator: str) -> None:
+    blocks = [text[start : start + size] for start in range(0, len(text), size)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "CARRIED", 5)
+        assert list(texts._split(blocks, re.compile(separator), 1000)) == text.split(separator)
+        assert list(texts._split(blocks, re.compile(separator), 4)) == [part[:4] for part in text.split(separator)]
+
+
+@pytest.mark.parametrize("size", range(1, 30))
+def test_end_of_text_is_seen_across_the_border_of_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(texts, "BLOCK", size)
+    found = read(written(tmp_path / "a.txt", "one\n\nstill one<|endoftext|>two"))
+    assert [text.text for text in found] == ["one\n\nstill one", "two"]
 
 
 def test_a_text_without_an_end_is_not_kept_whole() -> None:

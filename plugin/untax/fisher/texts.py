@@ -142,9 +142,10 @@ def _occurs(wanted: str, path: Path) -> bool:
     end = ""
     with _opened(path) as file:
         while block := file.read(BLOCK):
-            if wanted in end + block:
+            end += block
+            if wanted in end:
                 return True
-            end = block[-len(wanted) :]
+            end = end[-len(wanted) :]
     return False
 
 
