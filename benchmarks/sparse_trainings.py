@@ -59,6 +59,12 @@ class Training:
     def step(self, batches: list[torch.Tensor]) -> None:
         self.finish(self.backward(batches))
 
+    def train(self, resume_from_checkpoint: Any = None) -> None:
+        """Never called: the benchmark takes the steps."""
+
+    def add_callback(self, callback: Any) -> None:
+        """Never called back: nothing is saved or pruned."""
+
     def log(self, logs: dict[str, float]) -> None:
         """What a trainer prints; attach adds norms to it every ten steps."""
 

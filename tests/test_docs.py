@@ -18,7 +18,7 @@ from untax.cli.main import cli
 from untax.disperse.args import DisperseArgs
 from untax.disperse.settings import read_settings as disperse_settings
 from untax.penalty.args import DeltaPenaltyArgs
-from untax.penalty.settings import check_training
+from untax.penalty.reach import check_training
 from untax.penalty.settings import read_settings as penalty_settings
 from untax.plugins import hook_names
 from untax.training.keys import check_plugins

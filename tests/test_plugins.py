@@ -42,7 +42,7 @@ def test_built_ins() -> None:
     assert hook_names() == ["delta_penalties", "disperse_embedders", "disperse_strategies", "eval_suites"]
     assert set(registry("disperse_strategies")) == {"random", "kmeans", "column"}
     assert set(registry("disperse_embedders")) == {"tfidf", "sentence-transformers", "llm", "llm-last"}
-    assert set(registry("delta_penalties")) == {"delta_l1"}
+    assert set(registry("delta_penalties")) == {"delta_l1", "delta_l2", "delta_ewc"}
     for hook in hook_names():
         assert registry(hook)
         assert getattr(manager().hook, hook).spec.function.__doc__

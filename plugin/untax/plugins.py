@@ -93,14 +93,18 @@ def call_with_known(function: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     >>> call_with_known(lambda corpus, seed: (corpus, seed), "rows", seed=1, cache="here")
     ('rows', 1)
     """
+    return function(*args, **known_keywords(function, len(args), kwargs))
+
+
+def known_keywords(function: Callable[..., Any], positional: int, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the keywords that a function names beside its positional arguments; all if it takes ``**kwargs``."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         # Some functions written in C do not say what they take.
-        return function(*args, **kwargs)
+        return dict(keywords)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return function(*args, **kwargs)
-    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    taken = {parameter.name for parameter in positional[: len(args)]}
+        return dict(keywords)
+    first = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     by_name = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
-    return function(*args, **{name: value for name, value in kwargs.items() if name in by_name - taken})
+    return {name: value for name, value in keywords.items() if name in by_name - set(first[:positional])}

@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from untax.adapters.delta import LowRankDelta, ParameterDelta
-from untax.adapters.live import base_name, trainable_deltas
+from untax.adapters.live import base_name, trained_tensors
 from untax.adapters.norms import delta_norms
 from untax.errors import UntaxError
 
@@ -35,7 +35,7 @@ def references(name: str, parameter: torch.Tensor) -> Any:
 
 
 def found_in(model: Any) -> dict[str, Any]:
-    return {delta.name: delta for delta in trainable_deltas(model, references)}
+    return {trained.name: trained.delta(references) for trained in trained_tensors(model)}
 
 
 def merged_change(model: Any, name: str) -> torch.Tensor:

@@ -66,32 +66,66 @@ def test_pruned_rows_and_columns_stay_zero() -> None:
         assert torch.equal((delta.a == 0).all(0), (delta.a.grad == 0).all(0))
 
 
-def test_nothing_counts_as_pruned_before_b_has_moved() -> None:
+@pytest.mark.parametrize("zeroed", ["a", "b"])
+def test_what_is_zero_by_itself_is_not_pruned(zeroed: str) -> None:
+    """Before training B is zero, or A of an adapted embedding; a unit that is dead at times has a zero row."""
     delta = layer(2)
     with torch.no_grad():
-        delta.b.zero_()
-    Pruner(0.5).mask_gradients([delta])
+        getattr(delta, zeroed).zero_()
+    pruner = Pruner(0.5)
+    pruner.prune([delta], step=0, steps=100)
+    pruner.mask_gradients([delta])
+    assert delta.a.grad is not None
     assert delta.b.grad is not None
+    assert delta.a.grad.all()
     assert delta.b.grad.all()
 
 
-def test_what_is_pruned_is_read_off_the_weights() -> None:
-    """As after a resume: another object goes on where the first stopped."""
+def test_another_object_goes_on_from_the_masks() -> None:
+    """As after a resume, also where a row that is left happens to be zero."""
     deltas = [layer(3), layer(4)]
     first = Pruner(0.9)
     for step in range(5):
         first.prune(deltas, step=step, steps=20)
+    left = int(first.masks(deltas)["layer3.rows"].nonzero()[0])
+    with torch.no_grad():
+        deltas[0].b[left] = 0
     copies = [
         LowRankDelta(d.name, d.a.detach().clone().requires_grad_(), d.b.detach().clone().requires_grad_(), d.scale)
         for d in deltas
     ]
     second = Pruner(0.9)
+    second.restore(first.masks(deltas), copies)
+    with torch.no_grad():
+        for one in (deltas, copies):
+            one[0].b[left] = 5.0
     for step in range(5, 20):
         first.prune(deltas, step=step, steps=20)
         second.prune(copies, step=step, steps=20)
     for one, other in zip(deltas, copies, strict=True):
         assert torch.equal(one.a, other.a)
         assert torch.equal(one.b, other.b)
+    assert deltas[0].b[left].any()
+
+
+def test_an_adapted_embedding_is_trained_and_pruned(workspace: Workspace, axolotl_train: Train) -> None:
+    """Its factors begin the other way round: A is zero."""
+    targets = {"lora_target_linear": None, "lora_target_modules": ["embed_tokens", "down_proj"]}
+    axolotl_train(workspace.config(**{**KEYS, **targets, "delta_sparsity": 0.5}))
+    zeros_of = {name: float((delta == 0).double().mean()) for name, delta in StoredAdapter(Path("out")).deltas()}
+    assert 0 < zeros_of["model.embed_tokens.weight"] < 1
+    assert workspace.manifest()["penalty"]["pruned"] == {
+        "layers": 6,
+        "zeros": pytest.approx(sum(zeros_of.values()) / 6, abs=1e-9),
+    }
+
+
+def test_layers_that_are_trained_whole_do_not_count(workspace: Workspace, axolotl_train: Train) -> None:
+    axolotl_train(workspace.config(**KEYS, lora_modules_to_save=["embed_tokens"]))
+    section = workspace.manifest()["penalty"]
+    assert section["modules"] == 36
+    assert section["pruned"]["layers"] == 35
+    assert section["pruned"]["zeros"] >= 0.9 > section["zeros"]
 
 
 def test_axolotl_trains_a_delta_of_ninety_percent_zeros(workspace: Workspace, axolotl_train: Train) -> None:
@@ -102,6 +136,7 @@ def test_axolotl_trains_a_delta_of_ninety_percent_zeros(workspace: Workspace, ax
     assert 0.9 <= share < 0.91
     assert section["zeros"] == pytest.approx(share, abs=1e-9)
     assert section["sparsity"] >= section["zeros"]
+    assert section["pruned"] == {"layers": 35, "zeros": section["zeros"]}
     assert (section["sparsity_target"], section["steps_penalised"]) == (0.9, 20)
     assert any(delta.any() for delta in deltas)
 

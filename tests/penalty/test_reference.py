@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from untax.adapters.delta import ParameterDelta
-from untax.adapters.live import trainable_deltas
+from untax.adapters.live import trained_tensors
 from untax.errors import UntaxError
 from untax.penalty.reference import KeptBase
 
@@ -38,10 +38,11 @@ def test_each_parameter_has_a_copy_of_its_own_in_its_own_dtype() -> None:
 def test_a_parameter_that_another_one_replaces_keeps_its_reference() -> None:
     """Wrapping a model for training may make new parameters of the same names."""
     kept, model = KeptBase(), torch.nn.Linear(3, 2)
-    trainable_deltas(model, kept)
+    for trained in trained_tensors(model):
+        trained.delta(kept)
     before = model.weight.detach().clone()
     model.weight = torch.nn.Parameter(before + 0.5)
-    weight = next(delta for delta in trainable_deltas(model, kept) if delta.name == "weight")
+    weight = next(trained.delta(kept) for trained in trained_tensors(model) if trained.name == "weight")
     moved = torch.cat([block for _, block in weight.blocks()])
     assert torch.allclose(moved, torch.full((2, 3), 0.5))
 

@@ -48,7 +48,7 @@ def test_rows_are_rounded_as_the_model_was_loaded(weights: dict[str, torch.Tenso
     ("name", "change", "said"),
     [
         ("model.layers.0.mlp.up_proj.weight", lambda value: value + 1e-3, "not what training begins with"),
-        ("model.layers.0.mlp.up_proj.weight", lambda value: value[:-1], "of the shape"),
+        ("model.layers.0.mlp.up_proj.weight", lambda value: value[:-1], "with the shape"),
         ("model.layers.9.mlp.up_proj.weight", lambda value: value, "no tensor"),
     ],
 )

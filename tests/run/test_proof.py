@@ -19,6 +19,7 @@ MANIFEST = {
         "target": "product",
         "schedule": "constant",
         "only": None,
+        "sparsity_target": None,
         "modules": 35,
         "steps_penalised": 10,
     },
@@ -58,6 +59,23 @@ def test_what_is_not_proven_is_said(path, value, said):
         section[last] = value
     config = CONFIG if path != ("training",) else {}
     assert said in (missing_proof(config, manifest) or "")
+
+
+def test_steps_before_a_checkpoint_count():
+    """A training may have been killed after its last step and before its manifest."""
+    manifest = copy.deepcopy(MANIFEST)
+    manifest["penalty"].update(steps_penalised=0, steps_before=10)
+    assert missing_proof(CONFIG, manifest) is None
+
+
+@pytest.mark.parametrize(("zeros", "said"), [(0.9, None), (0.89, "89.0% zeros"), (None, "0.0% zeros")])
+def test_zeros_are_proven(zeros, said):
+    manifest = copy.deepcopy(MANIFEST)
+    manifest["penalty"]["sparsity_target"] = 0.9
+    if zeros is not None:
+        manifest["penalty"]["pruned"] = {"layers": 35, "zeros": zeros}
+    found = missing_proof({**CONFIG, "adapter": "lora", "delta_sparsity": 0.9}, manifest)
+    assert found is None if said is None else said in found
 
 
 def test_a_plain_training_needs_no_plugins():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise UntaxError(f"The file cannot be read: {error.strerror}.", where=path, fix="Check the path.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path) from error
-    if max((tensor.stop for tensor in tensors.values()), default=8 + length) != size:
+    spans = sorted((tensor.start, tensor.stop) for tensor in tensors.values())
+    overlap = any(then[0] < now[1] for now, then in itertools.pairwise(spans))
+    if overlap or max((stop for _, stop in spans), default=8 + length) != size:
         raise _broken(path)
     return tensors
 

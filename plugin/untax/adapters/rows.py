@@ -30,6 +30,8 @@ def read_rows(tensor: TensorInfo, rows: slice) -> torch.Tensor:
     count, *columns = tensor.shape or (1,)
     size = (tensor.stop - tensor.start) // max(1, count)
     start, stop, _ = rows.indices(count)
+    if stop <= start:
+        return torch.empty(0, *columns, dtype=kind)
     buffer = bytearray(size * (stop - start))
     with tensor.file.open("rb") as handle:
         handle.seek(tensor.start + size * start)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from untax.adapters.blocks import row_blocks
 from untax.adapters.header import TensorInfo, read_header
+from untax.adapters.rows import read_rows
 from untax.errors import UntaxError, near_names
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ class Diagonal:
         Raises:
             UntaxError: the file lacks it, or has it in another shape.
         """
-        own = self._shape(name)
+        own = self._tensor(name).shape
         if own != tuple(shape):
             raise UntaxError(
                 f"The tensor {name} has the shape {list(own)}, but the model's weight {list(shape)}.",
@@ -89,25 +91,28 @@ class Diagonal:
         """
         import torch
 
-        shape = self._shape(name)
-        if shape == ():
-            values = self._file.get_tensor(name)
-        else:
-            start, stop, step = rows.indices(shape[0])
-            if step != 1:
-                raise ValueError(f"rows of {name} must be consecutive")
-            values = self._file.get_slice(name)[start : max(start, stop)]
-        # Without the copy, fp32 rows would be the mapped file itself, and what is done to them would stay in it.
-        return values.to(torch.float32, copy=True)
+        tensor = self._tensor(name)
+        if rows.step not in (None, 1):
+            raise ValueError(f"rows of {name} must be consecutive")
+        # A single number has one row, whatever is asked for.
+        wanted = rows if tensor.shape else slice(0, 1)
+        return (
+            read_rows(tensor, wanted)
+            .to(torch.float32)
+            .reshape(tensor.shape if not tensor.shape else (-1, *tensor.shape[1:]))
+        )
 
-    def validate(self) -> None:
+    def validate(self, names: Iterable[str] | None = None) -> None:
         """Read every value once, block by block.
+
+        Args:
+            names: of some tensors; all of them by default.
 
         Raises:
             UntaxError: one is NaN, infinite or below zero; the tensor is named.
         """
-        for name in self.names:
-            rows, *columns = self._shape(name) or (1,)
+        for name in self.names if names is None else names:
+            rows, *columns = self._tensor(name).shape or (1,)
             for block in row_blocks(rows, math.prod(columns)):
                 self._refuse(name, self.rows(name, block))
 
@@ -122,14 +127,16 @@ class Diagonal:
             return
         raise UntaxError(f"The tensor {name} {problem}.", where=self.path, fix=_AGAIN)
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        if name not in self.tensors:
-            raise UntaxError(
-                f"There is no tensor {name}. {_hint(name, self.names)}",
-                where=self.path,
-                fix="Make the file from this very base model; `--modules all` is for more than its linear layers.",
-            )
-        return self.tensors[name].shape
+    def _tensor(self, name: str) -> TensorInfo:
+        """Checkpoints may leave out what the model's class puts in front, as GPT-2's have ``h.0.``."""
+        for spelled in (name, name.partition(".")[2]):
+            if spelled in self.tensors:
+                return self.tensors[spelled]
+        raise UntaxError(
+            f"There is no tensor {name}. {_hint(name, self.names)}",
+            where=self.path,
+            fix="Make the file from this very base model; `--modules all` is for more than its linear layers.",
+        )
 
     @cached_property
     def _file(self) -> Any:

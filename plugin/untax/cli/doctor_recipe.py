@@ -27,7 +27,12 @@ def recipe_problems(path: Path) -> Iterator[tuple[str, str]]:
             check(cfg, where=path)
         except UntaxError as error:
             yield f"{path}: {' '.join(error.problem.split())}", error.fix or ""  # one line per finding
-    for name in cfg.get("plugins") or []:
+    yield from _missing_files(cfg, path)
+    plugins = cfg.get("plugins") or []
+    if not isinstance(plugins, list):
+        yield f"{path}: plugins is no list: {plugins!r}", "Write one plugin per line, each after `- `."
+        return
+    for name in plugins:
         reason = unloadable(str(name))
         if reason:
             yield (
@@ -36,9 +41,19 @@ def recipe_problems(path: Path) -> Iterator[tuple[str, str]]:
             )
 
 
+def _missing_files(cfg: dict[str, Any], path: Path) -> Iterator[tuple[str, str]]:
+    """Paths are relative to where `axolotl train` is typed, which is the run folder for generated YAMLs."""
+    from untax.training.record import FILE_KEYS
+
+    for key in FILE_KEYS:
+        value = cfg.get(key)
+        if value and not Path(str(value)).is_file():
+            yield f"{path}: there is no file {value} ({key}) here", "Make it, or go to the folder it is relative to."
+
+
 def _checks() -> list[Callable[..., Any]]:
     from untax.disperse.settings import read_settings as disperse_settings
-    from untax.penalty.settings import check_training
+    from untax.penalty.reach import check_training
     from untax.penalty.settings import read_settings as penalty_settings
     from untax.training.keys import check_plugins
 

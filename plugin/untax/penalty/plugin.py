@@ -8,10 +8,13 @@ from typing import Any
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
+from untax.adapters.norms import delta_norms
 from untax.adapters.statistics import Diagonal
-from untax.penalty.attach import Attached, attach
+from untax.penalty.attach import attach
+from untax.penalty.attached import Attached
+from untax.penalty.reach import check_training
 from untax.penalty.reference import KeptBase, StoredBase
-from untax.penalty.settings import PenaltySettings, check_training, read_settings
+from untax.penalty.settings import read_settings
 from untax.plugins import named
 from untax.training.plugin import UntaxPlugin, plain_errors
 
@@ -45,10 +48,13 @@ class DeltaPenaltyPlugin(UntaxPlugin):
         settings = read_settings(cfg, where=where)
         if not settings.active:
             return
+        # Once more: validation has spelled some of Axolotl's keys otherwise.
+        check_training(cfg, where=where)
         penalties = {key: named("delta_penalties", key, where=where) for key in settings.lambdas}
         reread = settings.base == "reread"
         references = StoredBase(str(cfg.base_model), cfg.revision_of_model) if reread else KeptBase()
-        self.attached = attach(trainer, settings, penalties, references=references, fisher=_fisher(settings))
+        fisher = Diagonal(Path(settings.ewc_fisher)) if settings.ewc_fisher else None
+        self.attached = attach(trainer, settings, penalties, references=references, fisher=fisher)
         asked = {**settings.lambdas, **({"delta_sparsity": settings.sparsity} if settings.sparsity else {})}
         LOG.info(f"untax: {asked} on {len(self.attached.deltas)} layers ({settings.target})")
 
@@ -62,17 +68,9 @@ class DeltaPenaltyPlugin(UntaxPlugin):
         self.record().sections["penalty"] = _section(attached)
 
 
-def _fisher(settings: PenaltySettings) -> Diagonal | None:
-    if settings.ewc_fisher is None:
-        return None
-    fisher = Diagonal(Path(settings.ewc_fisher))
-    fisher.validate()
-    return fisher
-
-
 def _section(attached: Attached) -> dict[str, Any]:
     start, end = attached.start, attached.norms()
-    return {
+    section = {
         **attached.settings.identity,
         "steps_penalised": attached.steps,
         "steps_before": attached.steps_before,
@@ -84,3 +82,7 @@ def _section(attached: Attached) -> dict[str, Any]:
         "sparsity": end.sparsity,
         "zeros": end.zeros,
     }
+    if attached.pruner is not None:
+        pruned = delta_norms(attached.low_rank)
+        section["pruned"] = {"layers": pruned.layers, "zeros": pruned.zeros}
+    return section

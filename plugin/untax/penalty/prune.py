@@ -7,7 +7,7 @@ until the target share of zeros is reached; the second half of the training is s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from untax.adapters.delta import LowRankDelta
@@ -22,7 +22,7 @@ START, END, EVENTS = 0.1, 0.5, 12
 
 
 class Pruner:
-    """What is pruned follows from the weights, the step and the target alone, so a resumed training goes on as before.
+    """Prunes one model's layers, always given in the same order.
 
     Attributes:
         target: share of zeros, averaged over the layers, to be reached at ``END``.
@@ -30,45 +30,52 @@ class Pruner:
 
     def __init__(self, target: float):
         self.target = target
-        self._groups: list[Groups] = []
+        self._alive: list[Groups] = []
+        # What is gone, where the factors are: (rows, columns), or None for a layer that has lost nothing.
+        self._gone: list[tuple[torch.Tensor, torch.Tensor] | None] = []
 
     def mask_gradients(self, deltas: Sequence[LowRankDelta]) -> None:
         """Take pruned rows and columns out of the gradients, so that clipping does not count them."""
-        for delta, groups in zip(deltas, self._of(deltas), strict=True):
-            _clear(delta.b.grad, delta.a.grad, groups)
+        for delta, gone in zip(deltas, self._gone, strict=False):
+            _clear(delta.b.grad, delta.a.grad, gone)
 
     def prune(self, deltas: Sequence[LowRankDelta], *, step: int, steps: int) -> None:
         """What comes after the optimizer's step: momentum must not revive what is pruned, and more may be due.
 
         Args:
-            deltas: the same layers every time.
+            deltas: the layers.
             step: number of optimizer steps before this one.
             steps: how many there will be.
         """
-        groups = self._of(deltas)
+        alive = self._alive or [_all_alive(delta) for delta in deltas]
         wanted = due(self.target, step=step, steps=steps)
-        if wanted > 1 - density(groups):
-            scores = [_norms(delta) for delta in deltas]
-            self._groups = groups = remove(groups, scores, 1 - wanted)
-        for delta, own in zip(deltas, groups, strict=True):
-            _clear(delta.b, delta.a, own)
+        if wanted > 1 - density(alive):
+            self._set(_agreed(remove(alive, [_norms(delta) for delta in deltas], 1 - wanted)), deltas)
+        for delta, gone in zip(deltas, self._gone, strict=False):
+            _clear(delta.b, delta.a, gone)
 
-    def _of(self, deltas: Sequence[LowRankDelta]) -> list[Groups]:
-        if not self._groups:
-            self._groups = [_alive(delta) for delta in deltas]
-        return self._groups
+    def masks(self, deltas: Sequence[LowRankDelta]) -> dict[str, torch.Tensor]:
+        """Which rows and columns are left, for a checkpoint: nothing before the first are gone."""
+        named = zip(deltas, self._alive, strict=False)
+        return {
+            f"{delta.name}.{part}": mask
+            for delta, own in named
+            for part, mask in (("rows", own.rows), ("columns", own.columns))
+        }
 
+    def restore(self, masks: Mapping[str, torch.Tensor], deltas: Sequence[LowRankDelta]) -> None:
+        """Go on from the ``masks`` of a checkpoint."""
+        if masks:
+            self._set([Groups(masks[f"{d.name}.rows"], masks[f"{d.name}.columns"]) for d in deltas], deltas)
 
-def prune_after_steps(trainer: Any, pruner: Pruner, deltas: Callable[[], Sequence[LowRankDelta]]) -> None:
-    """Have ``pruner`` called after every optimizer step of a trainer."""
-    from transformers import TrainerCallback
-
-    class PruneAfterSteps(TrainerCallback):
-        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """The step has been taken, and is not counted yet."""
-            pruner.prune(deltas(), step=state.global_step, steps=state.max_steps)
-
-    trainer.add_callback(PruneAfterSteps())
+    def _set(self, alive: list[Groups], deltas: Sequence[LowRankDelta]) -> None:
+        self._alive = alive
+        self._gone = [
+            None
+            if bool(own.rows.all()) and bool(own.columns.all())
+            else (~own.rows.to(delta.b.device), ~own.columns.to(delta.a.device))
+            for delta, own in zip(deltas, alive, strict=True)
+        ]
 
 
 def due(target: float, *, step: int, steps: int) -> float:
@@ -86,12 +93,22 @@ def due(target: float, *, step: int, steps: int) -> float:
     return target * (1 - (1 - part) ** 3)
 
 
-def _alive(delta: LowRankDelta) -> Groups:
-    """Read off the weights. Before the first step B is zero as a whole, and nothing is pruned."""
-    rows, columns = (whole(delta.b) != 0).any(dim=1).cpu(), (whole(delta.a) != 0).any(dim=0).cpu()
-    if not rows.any() and columns.any():
-        rows = ~rows
-    return Groups(rows, columns)
+def _all_alive(delta: LowRankDelta) -> Groups:
+    import torch
+
+    rows, columns = delta.shape
+    return Groups(torch.ones(rows, dtype=torch.bool), torch.ones(columns, dtype=torch.bool))
+
+
+def _agreed(alive: list[Groups]) -> list[Groups]:
+    """Those of the first rank: a difference in the last bit must not prune different rows on different ranks."""
+    import torch.distributed as ranks
+
+    if ranks.is_available() and ranks.is_initialized():
+        shared = [alive]
+        ranks.broadcast_object_list(shared, src=0)
+        return shared[0]
+    return alive
 
 
 def _norms(delta: LowRankDelta) -> Groups:
@@ -101,10 +118,10 @@ def _norms(delta: LowRankDelta) -> Groups:
     return Groups(rows * delta.scale**2, columns * delta.scale**2)
 
 
-def _clear(b: Any, a: Any, groups: Groups) -> None:
-    for tensor, alive, by_rows in ((b, groups.rows, True), (a, groups.columns, False)):
-        if tensor is None or bool(alive.all()):
-            continue
-        own, first = own_rows(tensor)
-        gone: torch.Tensor = ~alive.to(own.device)
-        own.masked_fill_(gone[first : first + own.shape[0], None] if by_rows else gone, 0)
+def _clear(b: Any, a: Any, gone: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+    if gone is None:
+        return
+    for tensor, own_gone, by_rows in ((b, gone[0], True), (a, gone[1], False)):
+        if tensor is not None:
+            own, first = own_rows(tensor)
+            own.masked_fill_(own_gone[first : first + own.shape[0], None] if by_rows else own_gone, 0)

@@ -10,6 +10,7 @@ from untax.adapters.base import StoredModel, local_folder
 from untax.adapters.blocks import row_blocks
 from untax.adapters.rows import read_rows
 from untax.adapters.sharding import is_sharded, like, own_rows
+from untax.adapters.statistics import FLOATING
 from untax.errors import UntaxError
 
 if TYPE_CHECKING:
@@ -80,9 +81,9 @@ class StoredBase:
             UntaxError: the base has no such tensor, or other values than the model that is trained.
         """
         tensor = self._model.find(name)
-        if tensor is None or tensor.shape != tuple(parameter.shape):
+        if tensor is None or tensor.shape != tuple(parameter.shape) or tensor.dtype not in FLOATING:
             raise UntaxError(
-                f"The base's files have no tensor {name} of the shape {list(parameter.shape)}.",
+                f"The base's files have no tensor {name} of real numbers with the shape {list(parameter.shape)}.",
                 where=self._model.folder,
                 fix=_KEEP,
             )

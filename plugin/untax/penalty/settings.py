@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from untax.errors import UntaxError, near_names
-from untax.penalty.reach import deepspeed_reason
 from untax.plugins import registry
 
 PREFIX = "delta_"
@@ -68,7 +65,7 @@ class PenaltySettings:
         module = tensor.rpartition(".")[0]
         if isinstance(self.modules, str):
             return re.fullmatch(self.modules, module) is not None
-        return self.modules is None or any(_ends_with(module, name) for name in self.modules)
+        return self.modules is None or any(ends_with(module, name) for name in self.modules)
 
 
 def read_settings(cfg: Mapping[str, Any], *, where: object) -> PenaltySettings:
@@ -78,7 +75,7 @@ def read_settings(cfg: Mapping[str, Any], *, where: object) -> PenaltySettings:
         UntaxError: all unknown keys and wrong values, in one error.
     """
     given = {key: value for key, value in cfg.items() if str(key).startswith(PREFIX) and value is not None}
-    penalties = list(registry("delta_penalties"))
+    penalties = _registered()
     checks = {**dict.fromkeys(penalties, _lambda_problem), **_OPTIONS}
     problems = [f"unknown key {key}. {near_names(key, list(checks))}" for key in given if key not in checks]
     problems += [
@@ -93,61 +90,33 @@ def read_settings(cfg: Mapping[str, Any], *, where: object) -> PenaltySettings:
             fix="Correct them in the YAML; PAFT uses delta_l1: 0.0001 or 0.001.",
         )
     options = {key.removeprefix(PREFIX): given[key] for key in _OPTIONS if key in given}
+    if not _takes_fisher(lambdas):
+        options.pop("ewc_fisher", None)
     if isinstance(options.get("modules"), list):
         options["modules"] = tuple(options["modules"])
     return PenaltySettings({key: weight for key, weight in lambdas.items() if weight}, **options)
 
 
-def check_training(cfg: Mapping[str, Any], *, where: object) -> None:
-    """Refuse trainings whose delta or gradients are out of reach, before anything is loaded.
+def _registered() -> list[str]:
+    """The keys of all penalties.
 
     Raises:
-        UntaxError: naming the key.
+        UntaxError: a plugin registers one that could not be a key of its own.
     """
-    if problem := _out_of_reach(cfg):
-        sentence, key, fix = problem
-        raise UntaxError(f"The penalty cannot be used in this training: {sentence}.", where=f"{where}: {key}", fix=fix)
+    names = list(registry("delta_penalties"))
+    wrong = [name for name in names if not name.startswith(PREFIX) or name in _OPTIONS]
+    if wrong:
+        raise UntaxError(
+            f"The penalty '{wrong[0]}' cannot be a key: it must begin with {PREFIX} and be no key of another kind.",
+            where="a plugin's hook delta_penalties",
+            fix="Rename it there, or uninstall that plugin.",
+        )
+    return names
 
 
-def _out_of_reach(cfg: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    leave = "or leave the delta_* keys out."
-    if cfg.get("adapter") not in (None, "lora", "qlora"):
-        fix = f"Use `adapter: lora` or qlora, or none (full fine-tuning), {leave}"
-        return f"the delta of an adapter of kind {cfg['adapter']!r} is not known", "adapter", fix
-    if cfg.get("peft_use_dora"):
-        sentence = "DoRA's delta is not s*B@A: it divides by the norms of the rows that it changes"
-        return sentence, "peft_use_dora", f"Train plain LoRA (peft_use_dora: false), {leave}"
-    if cfg.get("relora") or cfg.get("relora_steps"):
-        return "ReLoRA merges the delta into the base as it trains", "relora", f"Train plain LoRA, {leave}"
-    if cfg.get("deepspeed"):
-        sentence = deepspeed_reason(_zero_stage(cfg["deepspeed"]))
-        return sentence, "deepspeed", f"Use DDP, or FSDP2 (fsdp_version: 2) where the model must be sharded, {leave}"
-    return _fsdp_problem(cfg, leave)
-
-
-def _zero_stage(deepspeed: Any) -> int | None:
-    """The stage that DeepSpeed's own configuration, a JSON file or its content, asks for, if it can be read."""
-    try:
-        config = deepspeed if isinstance(deepspeed, Mapping) else json.loads(Path(deepspeed).read_text("utf-8"))
-        return int(config["zero_optimization"]["stage"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _fsdp_problem(cfg: Mapping[str, Any], leave: str) -> tuple[str, str, str] | None:
-    if not (cfg.get("fsdp") or cfg.get("fsdp_config")):
-        return None
-    config = cfg.get("fsdp_config") or {}
-    version = cfg.get("fsdp_version") or config.get("fsdp_version") or 1
-    if str(version) != "2":
-        return "FSDP1 flattens the parameters of a layer into one", "fsdp_version", f"Set `fsdp_version: 2`, {leave}"
-    if config.get("offload_params") or config.get("fsdp_offload_params"):
-        sentence = "parameters that are offloaded to the CPU cannot be gathered by the GPUs"
-        return sentence, "fsdp_config: offload_params", f"Set it to false, {leave}"
-    if config.get("cpu_ram_efficient_loading") and not cfg.get("adapter") and cfg.get("delta_base") != "reread":
-        sentence = "with cpu_ram_efficient_loading most ranks do not see the pretrained weights, which delta is from"
-        return sentence, "fsdp_config: cpu_ram_efficient_loading", f"Set it to false, or delta_base: reread, {leave}"
-    return None
+def _takes_fisher(lambdas: Mapping[str, float]) -> bool:
+    """Whether a penalty that is on may want the Fisher information: EWC, or one of a plugin."""
+    return any(weight and key not in ("delta_l1", "delta_l2") for key, weight in lambdas.items())
 
 
 def _conflicts(cfg: Mapping[str, Any], given: Mapping[str, Any], lambdas: Mapping[str, float]) -> list[str]:
@@ -159,7 +128,7 @@ def _conflicts(cfg: Mapping[str, Any], given: Mapping[str, Any], lambdas: Mappin
         problems.append("delta_sparsity: it prunes the factors of a LoRA adapter, and there is no adapter")
     if lambdas.get("delta_ewc") and "delta_ewc_fisher" not in given:
         problems.append("delta_ewc: delta_ewc_fisher is missing: the file with the base's diagonal Fisher information")
-    if "delta_ewc_fisher" in given and "delta_ewc" not in lambdas:
+    if "delta_ewc_fisher" in given and not set(lambdas) - {"delta_l1", "delta_l2"}:
         problems.append("delta_ewc_fisher: delta_ewc, its lambda, is missing")
     if given.get("delta_target") == "factors":
         if lambdas.get("delta_ewc"):
@@ -169,7 +138,9 @@ def _conflicts(cfg: Mapping[str, Any], given: Mapping[str, Any], lambdas: Mappin
         if not cfg.get("adapter"):
             problems.append("delta_target: factors: without an adapter there are no factors")
     if "delta_base" in given and cfg.get("adapter"):
-        problems.append("delta_base: LoRA's delta s*B@A needs no copy of the base; leave this key out")
+        problems.append(
+            "delta_base: with an adapter the pretrained weights stay in the model anyway; leave this key out"
+        )
     return problems
 
 
@@ -177,9 +148,11 @@ def _lambda_problem(value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         hint = " (YAML reads 1e-4 as text: write 0.0001 or 1.0e-4)" if isinstance(value, str) else ""
         return f"{value!r} is no number{hint}"
-    if math.isnan(value) or math.isinf(value) or value < 0:
-        return f"{value}; lambda is a finite number >= 0"
-    return None
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    return None if 0 <= number < math.inf else f"{value}; lambda is a finite number >= 0"
 
 
 def _one_of(known: tuple[str, ...]) -> Callable[[Any], str | None]:
@@ -213,7 +186,8 @@ def _share_problem(value: Any) -> str | None:
     return None if number and 0 < value < 1 else f"{value!r} is no share between 0 and 1, such as 0.9"
 
 
-def _ends_with(module: str, name: str) -> bool:
+def ends_with(module: str, name: str) -> bool:
+    """Whether a module's name ends in these parts, as PEFT takes ``target_modules``."""
     return module == name or module.endswith(f".{name}")
 
 

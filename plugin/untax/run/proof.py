@@ -44,18 +44,22 @@ def _penalty(config: dict[str, Any], manifest: dict[str, Any]) -> str | None:
     if not settings.active:
         return None
     section, steps = manifest.get("penalty"), manifest.get("training", {}).get("steps")
-    if section is None or not section.get("steps_penalised"):
+    if section is None:
         return "the manifest does not prove that DeltaPenaltyPlugin ran: the delta was not penalised"
+    penalised = section.get("steps_penalised", 0) + section.get("steps_before", 0)
+    if not penalised:
+        return "the manifest does not prove that DeltaPenaltyPlugin ran: no step was penalised"
     for name, wanted in settings.identity.items():
         if section.get(name) != wanted:
             key, found = PREFIX + _KEY_OF.get(name, name), section.get(name)
             return f"it was trained with {key} {found}, and the YAML asks for {wanted}"
     if not section.get("modules"):
         return "the penalty covered no layer"
-    if settings.sparsity and section.get("zeros", 0) < settings.sparsity - 1e-9:
-        return f"the delta has {section.get('zeros', 0):.1%} zeros, and delta_sparsity asks for {settings.sparsity:.1%}"
-    if section["steps_penalised"] + section.get("steps_before", 0) != steps:
-        return f"only {section['steps_penalised']} of {steps} steps were penalised"
+    zeros = (section.get("pruned") or {}).get("zeros", 0)
+    if settings.sparsity and zeros < settings.sparsity - 1e-9:
+        return f"the delta has {zeros:.1%} zeros, and delta_sparsity asks for {settings.sparsity:.1%}"
+    if penalised != steps:
+        return f"only {penalised} of {steps} steps were penalised"
     return None
 
 

@@ -15,7 +15,7 @@ def needed_plugins(cfg: Mapping[str, Any]) -> list[str]:
     return [
         plugin
         for prefix, plugin in PLUGIN_OF_PREFIX.items()
-        if any(key.startswith(prefix) and value is not None for key, value in cfg.items())
+        if any(str(key).startswith(prefix) and value is not None for key, value in cfg.items())
     ]
 
 
@@ -31,7 +31,7 @@ def check_plugins(cfg: Mapping[str, Any], *, where: object) -> None:
     missing = [plugin for plugin in needed_plugins(cfg) if _class_name(plugin) not in classes]
     if missing:
         prefixes = tuple(prefix for prefix, plugin in PLUGIN_OF_PREFIX.items() if plugin in missing)
-        keys = [key for key, value in cfg.items() if key.startswith(prefixes) and value is not None]
+        keys = [key for key, value in cfg.items() if str(key).startswith(prefixes) and value is not None]
         raise UntaxError(
             f"The keys {', '.join(keys)} would be ignored: {' and '.join(missing)} is not listed under plugins.",
             where=where,
