@@ -111,6 +111,7 @@ def test_two_layers_by_hand(tmp_path: Path) -> None:
     overall = summarise([first, second])
     assert overall.mean_below == (3 / 4 + 3 / 8) / 2  # the paper's: layers count alike
     assert overall.below == 6 / 12
+    assert overall.mean_zeros == (2 / 4 + 1 / 8) / 2
     assert (overall.layers, overall.elements, overall.zeros, overall.l1) == (2, 12, 3 / 12, 62.0)
     assert overall.frobenius == math.sqrt(512)
     assert overall.rms == math.sqrt(512 / 12)

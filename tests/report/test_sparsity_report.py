@@ -58,7 +58,7 @@ def test_one_adapter_in_full() -> None:
     table = text(SFT, blocks=True, layers=True)
     found = rows(table)
     # Layers count alike in the mean: (12.3 + 45.6 + 100 + 0.001) / 4; all: 3580 of 105000.
-    assert found["sft"][:7] == ["4", "105,000", "39.48%", "3.41%", "47.50%", "3.71%", "2.86%"]
+    assert found["sft"][:8] == ["4", "105,000", "39.48%", "3.41%", "47.50%", "3.71%", "25.18%", "2.86%"]
     assert found["q_proj"] == [
         "2",
         "2,000",
@@ -66,6 +66,7 @@ def test_one_adapter_in_full() -> None:
         "28.95%",
         "45.00%",
         "45.00%",
+        "0.35%",
         "0.35%",
         "1",
         "0.7071",
@@ -112,13 +113,13 @@ def test_json_equals_the_table() -> None:
         found = rows(text(measured, layers=True, blocks=True))
         groups: dict[str, dict[str, Any]] = {one["name"]: one["overall"], **one["modules"], **one["blocks"]}
         for name, group in groups.items():
-            shares = ("mean_below", "below", "mean_below_relative", "below_relative", "zeros")
-            assert found[name][:7] == [
+            shares = ("mean_below", "below", "mean_below_relative", "below_relative", "mean_zeros", "zeros")
+            assert found[name][:8] == [
                 str(group["layers"]),
                 f"{group['elements']:,}",
                 *(percent(group[key]) for key in shares),
             ]
-            assert float(found[name][7]) == pytest.approx(group["l1"], rel=1e-3)
+            assert float(found[name][8]) == pytest.approx(group["l1"], rel=1e-3)
         for layer_json in one["layers"]:
             if layer_json["module"] not in groups:
                 assert found[layer_json["module"]][2] == percent(layer_json["below"])

@@ -90,6 +90,7 @@ class Sparsity:
         below: the same share over all elements.
         mean_below_relative: like ``mean_below``, of the relative threshold; None without the base.
         below_relative: the same share over all elements.
+        mean_zeros: share of exact zeros, averaged over the layers: what ``delta_sparsity`` sets.
         zeros: share of exact zeros over all elements.
         l1: sum of |delta|.
         frobenius: square root of the sum of delta^2.
@@ -103,6 +104,7 @@ class Sparsity:
     below: float
     mean_below_relative: float | None
     below_relative: float | None
+    mean_zeros: float
     zeros: float
     l1: float
     frobenius: float
@@ -168,6 +170,7 @@ def summarise(layers: Sequence[LayerSparsity]) -> Sparsity:
         if known
         else None,
         below_relative=sum(relative) / elements if known else None,
+        mean_zeros=_mean([layer.zeros / layer.elements for layer in layers]),
         zeros=sum(layer.zeros for layer in layers) / elements,
         l1=math.fsum(layer.l1 for layer in layers),
         frobenius=math.sqrt(squares),

@@ -195,6 +195,8 @@ def _say_gaps(found: list[Measured], deltas: list[Deltas]) -> None:
         if one.not_counted:
             rest = len(one.not_counted) - 3
             more = f" and {rest} more" if rest > 0 else ""
-            click.echo(f"{measured.name}: not counted, no delta of weights: {', '.join(one.not_counted[:3])}{more}")
+            click.echo(
+                f"{measured.name}: not counted, trained beside the factors: {', '.join(one.not_counted[:3])}{more}"
+            )
     for reason, names in reasons.items():
         click.echo(f"{', '.join(names)}: nothing relative to the base: {reason}; --base MODEL names one")

@@ -94,13 +94,16 @@ def _names(thresholds: Thresholds) -> tuple[str, str]:
 
 def _in_full(title: str, groups: dict[str, Sparsity], thresholds: Thresholds) -> str:
     absolute, relative = _names(thresholds)
-    spans = [("", 3), (absolute, 2), (relative, 2), ("", 4), ("base's", 1)]
-    header = [title, "layers", "elements", "mean", "all", "mean", "all", "zeros", "L1", "Frobenius", "RMS", "RMS"]
+    spans = [("", 3), (absolute, 2), (relative, 2), ("zeros", 2), ("", 3), ("base's", 1)]
+    header = [title, "layers", "elements", *["mean", "all"] * 3, "L1", "Frobenius", "RMS", "RMS"]
     return _columns(spans, [header, *([name, *_cells(group)] for name, group in groups.items())])
 
 
 def _cells(found: Sparsity) -> list[str]:
-    shares = (found.mean_below, found.below, found.mean_below_relative, found.below_relative, found.zeros)
+    shares = (
+        *(found.mean_below, found.below, found.mean_below_relative, found.below_relative),
+        *(found.mean_zeros, found.zeros),
+    )
     sizes = (found.l1, found.frobenius, found.rms, found.base_rms)
     numbers = [_MISSING if size is None else f"{size:.4g}" for size in sizes]
     return [str(found.layers), f"{found.elements:,}", *map(percent, shares), *numbers]
