@@ -102,7 +102,7 @@ def write_manifest(
 
     Args:
         folder: where the artifact lies.
-        what: the kind of artifact: ``assignment``, ``adapter``, ``model``, ``results``.
+        what: the kind of artifact: ``assignment``, ``adapter``, ``model``, ``fisher``, ``results``.
         outputs: names, relative to ``folder``, of the files that are the artifact.
         started: ``time.time()`` when the work began.
         command: the command line; the present one by default.
