@@ -54,17 +54,28 @@ class Recording:
 
 
 def trainable(model: Any) -> Tensors:
-    """Copies of what is trained."""
-    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    """Copies of what is trained, on the CPU as everything here."""
+    return {name: _copy(p) for name, p in model.named_parameters() if p.requires_grad}
 
 
 def gradients(model: Any) -> Tensors:
     """Copies of the gradients; zeros where there is none."""
     return {
-        name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+        name: torch.zeros_like(p, device="cpu") if p.grad is None else _copy(p.grad)
         for name, p in model.named_parameters()
         if p.requires_grad
     }
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def check_untouched(model: Any, step: Step) -> None:
+    """Between the micro-batches of a step, nobody adds anything."""
+    for name, grad in gradients(model).items():
+        expected = step.before[name] if step.batches else torch.zeros_like(grad)
+        assert torch.equal(grad, expected), f"something was added to {name} before micro-batch {len(step.batches)}"
 
 
 @contextlib.contextmanager
@@ -82,7 +93,8 @@ def recorded() -> Iterator[Recording]:
         if not record.steps or record.steps[-1].clipped or record.steps[-1].number != number:
             record.steps.append(Step(number, trainable(self.model), []))
         step = record.steps[-1]
-        step.batches.append({key: kept.clone() for key, kept in inputs.items() if isinstance(kept, torch.Tensor)})
+        check_untouched(self.model, step)
+        step.batches.append({key: _copy(kept) for key, kept in inputs.items() if isinstance(kept, torch.Tensor)})
         loss = inner_step(self, model, inputs, *args, **kwargs)
         step.before = gradients(self.model)
         step.loss_scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0

@@ -147,7 +147,6 @@ def check_fp16(recording: Recording, base: Any) -> None:
     """The penalty carries the very scale of its step; what the optimizer gets has none."""
     taken = [step for step in recording.steps if step.clipped]
     assert len(taken) >= 3
-    assert len({step.loss_scale for step in taken}) > 1
     assert min(step.loss_scale for step in taken) > 1
     for step in taken:
         of_penalty = gradients_of_penalty(base, step, l1(LAMBDA))
@@ -180,6 +179,7 @@ def test_fp16_with_torch_s_own_scaler(
     monkeypatch.setattr(Accelerator, "__init__", with_scaler)
     axolotl_train(workspace.config(**{**KEYS, "max_steps": 5}, fp16=True, max_grad_norm=0.1))
     check_fp16(recording, base64)
+    assert len({step.loss_scale for step in recording.steps}) > 1, "it grows, or shrinks where gradients overflow"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
