@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from untax.adapters.delta import LiveDelta
 from untax.errors import UntaxError
@@ -99,3 +100,12 @@ def test_a_trainer_is_penalised_once() -> None:
     attach(trainer, L1)
     with pytest.raises(UntaxError, match="already"):
         attach(trainer, L1)
+
+
+def test_a_layer_without_factors_is_not_left_out_in_silence() -> None:
+    trainer = StandIn()
+    layers = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Linear(6, 3))
+    trainer.model = get_peft_model(layers, LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"]))
+    with pytest.raises(UntaxError, match=r"nothing would penalise 1\.weight"):
+        attach(trainer, L1, target="factors")
+    attach(trainer, L1, target="factors", modules=("0",))

@@ -121,8 +121,9 @@ def test_ewc(workspace: Workspace, axolotl_train: Train, recording: Recording, b
 
 
 def test_the_factors_themselves(workspace: Workspace, axolotl_train: Train, recording: Recording, base64: Any) -> None:
-    """Another penalty than that on the product: A has a part in it from the start."""
-    keys = {**KEYS, "delta_l1": 0.01, "delta_l2": 0.1, "delta_target": "factors"}
+    """Another penalty than that on the product: A has a part in it from the start, and a layer saved whole none."""
+    adapted = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    keys = {**KEYS, "delta_l1": 0.01, "delta_l2": 0.1, "delta_target": "factors", "delta_modules": adapted}
     axolotl_train(workspace.config(**keys, lora_modules_to_save=["embed_tokens", "lm_head"]))
 
     def penalty(_: Tensors, leaves: Tensors) -> torch.Tensor:
