@@ -104,6 +104,7 @@ def _compensated() -> Iterator[Run]:
     yield from (_globally(score, compensation=0.75) for score in ("delta norm", "saliency"))
     yield _globally("saliency", 0.05, 0.3, compensation=0.75)
     yield _globally("delta norm", compensation=0.75, learning_rate=3e-3)
+    yield from (_globally("delta norm", learning_rate=rate) for rate in (3e-3, 5e-3))
     yield _globally("delta norm", compensation=1.0)
     yield from (_globally("delta norm", compensation=power, seed=1, scales=(0.75, 0.5)) for power in (0.75, 1.0))
     yield _globally("delta norm", compensation=1.0, seed=2)

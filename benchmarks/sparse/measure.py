@@ -9,6 +9,8 @@ from typing import Any
 
 END_OF_TEXT = "<|endoftext|>"
 STORIES = 30
+# Short, so that most of what is computed is rows.
+WITH_INPUT, WITHOUT_INPUT = "{instruction}\n{input}\n", "{instruction}\n"
 
 
 class Scales:
@@ -16,17 +18,14 @@ class Scales:
 
     def __init__(self, base: str, held_out: Path, stories: Path) -> None:
         import torch
-        from axolotl.prompters import AlpacaPrompter
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         torch.set_num_threads(1)
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.base = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        prompter = AlpacaPrompter()
         rows = [json.loads(line) for line in held_out.read_text(encoding="utf-8").splitlines()]
         self.responses = [
-            self._ids(next(prompter.build_prompt(row["instruction"], row.get("input") or "")), row["output"])
-            for row in rows
+            self._ids((WITH_INPUT if row["input"] else WITHOUT_INPUT).format(**row), row["output"]) for row in rows
         ]
         with gzip.open(stories, "rt", encoding="utf-8") as handle:
             texts = [text.strip() for text in handle.read().split(END_OF_TEXT)]

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 from arms import Arm, arms
-from measure import Scales, sparsity
+from measure import WITH_INPUT, WITHOUT_INPUT, Scales, sparsity
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT, MOST_TOKENS = 400, 128
@@ -31,7 +31,16 @@ BATCH = 8
 DENSE_SCALES = (1.0, 0.75, 0.5, 0.25)
 CONFIG: dict[str, Any] = {
     "plugins": ["untax.DeltaPenaltyPlugin", "untax.ManifestPlugin"],
-    "datasets": [{"path": "train.jsonl", "type": "alpaca"}],
+    "datasets": [
+        {
+            "path": "train.jsonl",
+            "type": {
+                **{f"field_{name}": name for name in ("instruction", "input", "output")},
+                "format": WITH_INPUT,
+                "no_input_format": WITHOUT_INPUT,
+            },
+        }
+    ],
     "dataset_prepared_path": "prepared",
     "dataset_num_proc": 1,
     "sequence_len": 512,
