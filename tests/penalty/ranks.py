@@ -100,6 +100,7 @@ def division(parameter: Any) -> str:
 
 def share_cpus() -> None:
     """Make accelerate divide the work over CPUs, as it does over GPUs; without this every rank trains for itself."""
+    import torch
     from accelerate.state import PartialState
     from axolotl.loaders.model import ModelLoader
 
@@ -115,6 +116,7 @@ def share_cpus() -> None:
             self.model_kwargs["device_map"] = "cpu"
 
     os.environ["ACCELERATE_USE_CPU"] = "true"
+    torch.cuda.can_device_access_peer = lambda *_: False  # Axolotl asks, and a torch for GPUs without a driver fails.
     PartialState.__init__ = on_cpu
     ModelLoader._set_device_map_config = model_on_cpu
 
