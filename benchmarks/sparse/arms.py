@@ -38,7 +38,7 @@ def arms(fisher: str) -> Iterator[Arm]:
         yield Arm("l1 factors", {"delta_l1": weight, "delta_target": "factors"})
     for weight in (1e-2, 1e-1, 1.0):
         yield Arm("l2", {"delta_l2": weight})
-    for weight in (1e-4, 1e-3, 1e-2):
+    for weight in (1e-4, 1e-3, 1e-2, 1e-1, 1.0):
         yield Arm("ewc", {"delta_ewc": weight, "delta_ewc_fisher": fisher})
     for share in (0.5, 0.9):
         yield Arm("pruned", {"delta_sparsity": share})

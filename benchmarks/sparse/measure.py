@@ -13,6 +13,12 @@ STORIES = 30
 WITH_INPUT, WITHOUT_INPUT = "{instruction}\n{input}\n", "{instruction}\n"
 
 
+def read_stories(path: Path) -> list[str]:
+    """Texts like those of the base's pretraining; the tax is measured on the first ones."""
+    with gzip.open(path, "rt", encoding="utf-8") as handle:
+        return [text.strip() for text in handle.read().split(END_OF_TEXT) if text.strip()]
+
+
 class Scales:
     """NLL per token of held-out responses and of the base's own kind of text, for adapters of one base."""
 
@@ -27,9 +33,7 @@ class Scales:
         self.responses = [
             self._ids((WITH_INPUT if row["input"] else WITHOUT_INPUT).format(**row), row["output"]) for row in rows
         ]
-        with gzip.open(stories, "rt", encoding="utf-8") as handle:
-            texts = [text.strip() for text in handle.read().split(END_OF_TEXT)]
-        self.stories = [self._ids("", text) for text in texts if text][:STORIES]
+        self.stories = [self._ids("", text) for text in read_stories(stories)[:STORIES]]
 
     def _ids(self, prompt: str, text: str) -> tuple[list[int], int]:
         """Tokens, and how many of them are not scored."""

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 from arms import Arm, arms
-from measure import WITH_INPUT, WITHOUT_INPUT, Scales, sparsity
+from measure import END_OF_TEXT, STORIES, WITH_INPUT, WITHOUT_INPUT, Scales, read_stories, sparsity
 
 HERE = Path(__file__).resolve().parent
 HELD_OUT, MOST_TOKENS = 400, 128
@@ -119,11 +119,14 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _fisher(options: argparse.Namespace) -> str:
+    """Of the base, on stories that the tax is not measured on."""
     out = options.work.resolve() / "fisher.safetensors"
     if not out.exists():
-        data = ["--data", str(options.stories.resolve()), "--samples", "256", "-o", str(out)]
+        texts = options.work / "fisher-stories.txt"
+        texts.write_text(END_OF_TEXT.join(read_stories(options.stories)[STORIES:]), encoding="utf-8")
+        data = ["--data", texts.name, "--samples", "256", "-o", out.name]
         _run(["untax", "fisher", options.base, *data], options.work, "fisher.log")
-    return "fisher.safetensors"
+    return out.name
 
 
 def _train(arm: Arm, options: argparse.Namespace) -> Path:
