@@ -62,6 +62,9 @@ class Training:
     def train(self, resume_from_checkpoint: Any = None) -> None:
         """Never called: the benchmark takes the steps."""
 
+    def save_model(self, output_dir: str | None = None) -> None:
+        """Never called: nothing is saved."""
+
     def add_callback(self, callback: Any) -> None:
         """Never called back: nothing is saved or pruned."""
 

@@ -39,7 +39,7 @@ class StandIn:
         self.model = get_peft_model(layers, LoraConfig(r=2, target_modules=["0", "1"], init_lora_weights=False))
         state = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=stage), fsdp_plugin=SimpleNamespace())
         self.accelerator = SimpleNamespace(distributed_type=kind, sync_gradients=True, scaler=scaler, state=state)
-        self.args = SimpleNamespace(optim=optim)
+        self.args = SimpleNamespace(optim=optim, should_save=True)
         self.state = SimpleNamespace(global_step=0)
         self.logged: list[dict[str, float]] = []
 
@@ -51,6 +51,9 @@ class StandIn:
 
     def train(self, resume_from_checkpoint: Any = None) -> None:
         """Never called."""
+
+    def save_model(self, output_dir: str | None = None) -> None:
+        """Nothing is saved."""
 
     def add_callback(self, callback: Any) -> None:
         self.callback = callback

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from unittest import mock
 
@@ -112,3 +113,15 @@ def test_an_embedding_s_delta_lies_the_other_way_round_and_is_refused(tmp_path: 
     fisher = stand_in_fisher(tmp_path, **{"0_weight": torch.ones(5, 5), "1_weight": torch.ones(3, 5)})
     with pytest.raises(UntaxError, match="other way round"):
         attach(trainer, EWC, fisher=fisher)
+
+
+@pytest.mark.parametrize(
+    ("facts", "refused"),
+    [({"base": "abc"}, False), ({}, False), ({"base": "other"}, True), ({"base": "abc", "adapter": "d"}, True)],
+)
+def test_a_fisher_that_names_another_model_is_refused(tmp_path: Path, facts: dict[str, str], refused: bool) -> None:
+    from untax.penalty.plugin import _refuse_other_base
+
+    save_file({"weight": torch.ones(2)}, tmp_path / "f.safetensors", metadata=facts)
+    with pytest.raises(UntaxError, match="another model") if refused else contextlib.nullcontext():
+        _refuse_other_base(Diagonal(tmp_path / "f.safetensors"), "abc")

@@ -27,7 +27,7 @@ def recipe_problems(path: Path) -> Iterator[tuple[str, str]]:
             check(cfg, where=path)
         except UntaxError as error:
             yield f"{path}: {' '.join(error.problem.split())}", error.fix or ""  # one line per finding
-    yield from _missing_files(cfg, path)
+    yield from _unreadable_files(cfg, path)
     plugins = cfg.get("plugins") or []
     if not isinstance(plugins, list):
         yield f"{path}: plugins is no list: {plugins!r}", "Write one plugin per line, each after `- `."
@@ -36,19 +36,24 @@ def recipe_problems(path: Path) -> Iterator[tuple[str, str]]:
         reason = unloadable(str(name))
         if reason:
             yield (
-                f"{path}: the plugin {name} cannot be loaded ({reason}): Axolotl 0.19 would train without it",
+                f"{path}: the plugin {name} cannot be loaded ({reason}): Axolotl would stop, or 0.19 train without it",
                 "Correct the name, or install its package into this environment (`pip show untax`).",
             )
 
 
-def _missing_files(cfg: dict[str, Any], path: Path) -> Iterator[tuple[str, str]]:
+def _unreadable_files(cfg: dict[str, Any], path: Path) -> Iterator[tuple[str, str]]:
     """Paths are relative to where `axolotl train` is typed, which is the run folder for generated YAMLs."""
+    from untax.adapters.statistics import Diagonal
     from untax.training.record import FILE_KEYS
 
     for key in FILE_KEYS:
         value = cfg.get(key)
-        if value and not Path(str(value)).is_file():
-            yield f"{path}: there is no file {value} ({key}) here", "Make it, or go to the folder it is relative to."
+        if not value:
+            continue
+        try:
+            Diagonal(Path(str(value)))
+        except UntaxError as error:
+            yield f"{path}: {key}: {value}: {error.problem}", error.fix or ""
 
 
 def _checks() -> list[Callable[..., Any]]:

@@ -14,7 +14,8 @@ from untax.data.streamed import is_streamed
 from untax.disperse.assignment import Assignment, assignment_path, cache_folder, obtain
 from untax.disperse.settings import DisperseSettings, read_settings
 from untax.disperse.streaming import load_cluster
-from untax.training.plugin import UntaxPlugin, plain_errors
+from untax.training.plain import plain_errors
+from untax.training.plugin import UntaxPlugin
 
 LOG = get_logger("axolotl.untax.disperse")
 

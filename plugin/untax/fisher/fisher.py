@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -147,12 +148,16 @@ def check_output(out: Path, *, force: bool) -> None:
     """Make sure that a Fisher can be written here.
 
     Raises:
-        UntaxError: the name has another ending, or the file is there and ``force`` is not given.
+        UntaxError: the name has another ending, the file is there and ``force`` is not given, or the folder cannot be
+            written to.
     """
     if out.suffix != SUFFIX:
         raise UntaxError(f"A Fisher is a {SUFFIX} file.", where=out, fix=f"Name it {out.stem or 'fisher'}{SUFFIX}.")
     if out.is_dir() or (out.exists() and not force):
         raise UntaxError("The output is there already.", where=out, fix="Name another file, or say --force.")
+    there = next(parent for parent in out.absolute().parents if parent.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise UntaxError("Nothing can be written there.", where=there, fix="Make it writable or name another folder.")
 
 
 def _choose(data: Data, settings: Settings, say: Callable[[str], object]) -> list[texts.Text]:

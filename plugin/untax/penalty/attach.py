@@ -16,6 +16,7 @@ from untax.penalty.attached import Attached, Penalty
 from untax.penalty.reach import refuse_optimizer, refuse_sharding
 from untax.penalty.reference import KeptBase
 from untax.penalty.settings import PenaltySettings
+from untax.training.plain import plain_errors
 
 if TYPE_CHECKING:
     from untax.adapters.live import References
@@ -81,15 +82,21 @@ def _wrap_log(trainer: Any, attached: Attached) -> None:
 
 
 def _call_back(trainer: Any, attached: Attached) -> None:
-    """Have ``attached`` called when the training begins, after every optimizer step, and with every checkpoint."""
+    """Have ``attached`` called when the training begins, after every optimizer step, and in every checkpoint."""
     from transformers import TrainerCallback
 
-    train = trainer.train
+    train, save_model = trainer.train, trainer.save_model
     resumed: list[Any] = []
 
     def train_and_remember(resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         resumed[:] = [resume_from_checkpoint]
         return train(resume_from_checkpoint, *args, **kwargs)
+
+    def save_with_note(output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """The weights come first in a checkpoint, and its state, which makes it one, last: the note is between."""
+        save_model(output_dir, *args, **kwargs)
+        if output_dir and Path(output_dir).name.startswith("checkpoint-") and trainer.args.should_save:
+            attached.save(Path(output_dir))
 
     class PenaltyCallback(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -102,12 +109,8 @@ def _call_back(trainer: Any, attached: Attached) -> None:
             """The step has been taken, and is not counted yet."""
             attached.after_step()
 
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """The checkpoint has been written."""
-            if state.is_world_process_zero:
-                attached.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-    trainer.train = train_and_remember
+    trainer.train = plain_errors(train_and_remember)
+    trainer.save_model = save_with_note
     trainer.add_callback(PenaltyCallback())
 
 

@@ -87,12 +87,19 @@ class Attached:
             UntaxError: the steps before it were not penalised as these will be.
         """
         note = read_note(checkpoint)
-        if note is None or (note.identity, note.steps) != (self.settings.identity, self.steps_before):
-            found = "has no penalty" if note is None else f"was trained with {note.identity}"
+        if note is None:
+            problem = "The checkpoint does not say how it was penalised: it was trained without, or is not whole"
+        elif note.identity != self.settings.identity:
+            problem = f"The checkpoint was trained with {note.identity}, and now {self.settings.identity} is asked for"
+        elif note.steps != self.steps_before:
+            problem = f"Only {note.steps} of the checkpoint's {self.steps_before} steps were penalised"
+        else:
+            problem = ""
+        if problem or note is None:
             raise UntaxError(
-                f"The checkpoint {found}, and the configuration asks for {self.settings.identity}.",
+                f"{problem}.",
                 where=checkpoint,
-                fix="Train from the start, or with the configuration that the checkpoint was made with.",
+                fix="Remove this checkpoint to go on from the one before it, or train from the start.",
             )
         if self.pruner is not None:
             self.pruner.restore(note.tensors, self.low_rank)

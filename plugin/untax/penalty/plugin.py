@@ -10,13 +10,15 @@ from axolotl.utils.logging import get_logger
 
 from untax.adapters.norms import delta_norms
 from untax.adapters.statistics import Diagonal
+from untax.errors import UntaxError
 from untax.penalty.attach import attach
 from untax.penalty.attached import Attached
 from untax.penalty.reach import check_training
 from untax.penalty.reference import KeptBase, StoredBase
-from untax.penalty.settings import read_settings
+from untax.penalty.settings import PenaltySettings, read_settings
 from untax.plugins import named
-from untax.training.plugin import UntaxPlugin, plain_errors
+from untax.training.plain import plain_errors
+from untax.training.plugin import UntaxPlugin
 
 LOG = get_logger("axolotl.untax.penalty")
 
@@ -47,16 +49,25 @@ class DeltaPenaltyPlugin(UntaxPlugin):
         where = self.config_path(cfg)
         settings = read_settings(cfg, where=where)
         if not settings.active:
+            LOG.info("untax: no penalty is asked for")
             return
         # Once more: validation has spelled some of Axolotl's keys otherwise.
         check_training(cfg, where=where)
         penalties = {key: named("delta_penalties", key, where=where) for key in settings.lambdas}
         reread = settings.base == "reread"
         references = StoredBase(str(cfg.base_model), cfg.revision_of_model) if reread else KeptBase()
-        fisher = Diagonal(Path(settings.ewc_fisher)) if settings.ewc_fisher else None
+        fisher = self._fisher(settings)
         self.attached = attach(trainer, settings, penalties, references=references, fisher=fisher)
         asked = {**settings.lambdas, **({"delta_sparsity": settings.sparsity} if settings.sparsity else {})}
-        LOG.info(f"untax: {asked} on {len(self.attached.deltas)} layers ({settings.target})")
+        listed = ", ".join(f"{key} {value:g}" for key, value in asked.items())
+        LOG.info(f"untax: {listed} on {len(self.attached.deltas)} layers ({settings.target}, {settings.schedule})")
+
+    def _fisher(self, settings: PenaltySettings) -> Diagonal | None:
+        if settings.ewc_fisher is None:
+            return None
+        fisher = Diagonal(Path(settings.ewc_fisher))
+        _refuse_other_base(fisher, self.record().inputs.get("base"))
+        return fisher
 
     @plain_errors
     def post_train(self, cfg: DictDefault, model: Any) -> None:
@@ -66,6 +77,17 @@ class DeltaPenaltyPlugin(UntaxPlugin):
             return
         attached, self.attached = self.attached, None
         self.record().sections["penalty"] = _section(attached)
+
+
+def _refuse_other_base(fisher: Diagonal, base: str | None) -> None:
+    """A Fisher file that says what it was made of must have been made of this base, without an adapter."""
+    made_of = fisher.metadata.get("base")
+    if fisher.metadata.get("adapter") or (made_of and base and made_of != base):
+        raise UntaxError(
+            "The Fisher information is of another model than the base that is trained.",
+            where=fisher.path,
+            fix="Make it of the base: untax fisher with the path that base_model has.",
+        )
 
 
 def _section(attached: Attached) -> dict[str, Any]:

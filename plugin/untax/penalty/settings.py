@@ -87,7 +87,7 @@ def read_settings(cfg: Mapping[str, Any], *, where: object) -> PenaltySettings:
         raise UntaxError(
             "These penalty keys are wrong:\n  - " + "\n  - ".join(problems),
             where=where,
-            fix="Correct them in the YAML; PAFT uses delta_l1: 0.0001 or 0.001.",
+            fix="Correct them in the YAML" + ("; PAFT uses delta_l1: 0.0001 or 0.001." if "delta_l1" in given else "."),
         )
     options = {key.removeprefix(PREFIX): given[key] for key in _OPTIONS if key in given}
     if not _takes_fisher(lambdas):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 import sys
 import weakref
-from collections.abc import Callable, Sized
+from collections.abc import Sized
 from pathlib import Path
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar
 
 from axolotl.integrations.base import BasePlugin, PluginManager
 from axolotl.utils.dict import DictDefault
@@ -19,29 +18,12 @@ from untax.data.corpus import check_entries
 from untax.errors import UntaxError
 from untax.manifest import MANIFEST_NAME
 from untax.training.keys import check_plugins, needed_plugins
+from untax.training.plain import plain_errors
 from untax.training.prepared import separate_prepared_data
 from untax.training.record import TrainingRecord, effective_seed
 from untax.training.started import release
 
 LOG = get_logger("axolotl.untax.training")
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def plain_errors(method: Callable[P, R]) -> Callable[P, R]:
-    """Turn an UntaxError inside Axolotl into its message and exit code 2; ``UNTAX_DEBUG=1`` keeps the traceback."""
-
-    @functools.wraps(method)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(*args, **kwargs)
-        except UntaxError as error:
-            if os.environ.get("UNTAX_DEBUG"):
-                raise
-            print(f"untax: error: {error}", file=sys.stderr, flush=True)
-            raise SystemExit(2) from None
-
-    return wrapped
 
 
 class UntaxPlugin(BasePlugin):
