@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before anything imports Axolotl or datasets.
@@ -19,6 +20,12 @@ os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="untax-tests-datasets-
 sys.path.insert(0, str(Path(__file__).parent))
 
 from toys import BASE, Workspace, fresh_axolotl, preference_rows, sft_rows, write_jsonl
+
+# Time says nothing of a property, and a busy machine is slow.
+hypothesis.settings.register_profile(
+    "untax", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
+)
+hypothesis.settings.load_profile("untax")
 
 # A shell starts background jobs with Ctrl-C ignored, and processes inherit that; the tests of Ctrl-C need it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

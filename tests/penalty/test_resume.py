@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,23 @@ class Stopped(Exception):
     """As if the machine had gone down."""
 
 
-def stop_once(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
-    """The next training ends when ``at`` optimizer steps are done and the next has begun; those after it do not."""
+@contextlib.contextmanager
+def stopping(*, at: int) -> Iterator[None]:
+    """Trainings end when ``at`` optimizer steps are done and the next has begun."""
     from transformers import Trainer
 
     step = Trainer.training_step
 
     def training_step(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == at:
-            monkeypatch.setattr(Trainer, "training_step", step)
             raise Stopped
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(Trainer, "training_step", training_step)
+    Trainer.training_step = training_step
+    try:
+        yield
+    finally:
+        Trainer.training_step = step
 
 
 def check_resumed(workspace: Workspace, whole: str, resumed: str, weights: str) -> None:
@@ -65,14 +70,12 @@ def test_lora_resumes_in_the_middle_of_lambda_s_warmup(
     axolotl_train: Train,
     recording: Recording,
     base64: Any,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     keys = {**KEYS, "warmup_steps": 5, "lr_scheduler": "cosine", "delta_schedule": "linear_warmup"}
     axolotl_train(workspace.config("whole.yaml", **{**keys, "output_dir": "whole"}))
     assert len(recording.steps) == 6
     stopped = workspace.config("stopped.yaml", **keys, auto_resume_from_checkpoints=True)
-    stop_once(monkeypatch, at=4)
-    with pytest.raises(Stopped):
+    with stopping(at=4), pytest.raises(Stopped):
         axolotl_train(stopped)
     assert not (workspace.folder / "out" / "untax.json").exists()
     assert [path.name for path in (workspace.folder / "out").glob("checkpoint-*")] == ["checkpoint-3"]
