@@ -71,9 +71,9 @@ def test_a_checkpoint_is_resumed_by_the_same_penalty_only(tmp_path: Path) -> Non
     first.save_model(str(tmp_path / "out"))
     assert not list((tmp_path / "out").iterdir()), "only checkpoints have a note"
     for change in ({"lambdas": {"delta_l1": 0.2}}, {"lambdas": {"delta_l1": 0.1}, "modules": ("0",)}):
-        with pytest.raises(UntaxError, match="was trained with"):
+        with pytest.raises(UntaxError, match=r"3 of the checkpoint's 3 steps.*asked for"):
             resumed(**change)
-    with pytest.raises(UntaxError, match="Only 3 of the checkpoint's 4 steps"):
+    with pytest.raises(UntaxError, match="3 of the checkpoint's 4 steps"):
         resumed({"delta_l1": 0.1}, step=4)
     (checkpoint / NOTE_NAME).unlink()
     with pytest.raises(UntaxError, match="does not say"):

@@ -88,18 +88,17 @@ class Attached:
         """
         note = read_note(checkpoint)
         if note is None:
-            problem = "The checkpoint does not say how it was penalised: it was trained without, or is not whole"
-        elif note.identity != self.settings.identity:
-            problem = f"The checkpoint was trained with {note.identity}, and now {self.settings.identity} is asked for"
-        elif note.steps != self.steps_before:
-            problem = f"Only {note.steps} of the checkpoint's {self.steps_before} steps were penalised"
-        else:
-            problem = ""
-        if problem or note is None:
             raise UntaxError(
-                f"{problem}.",
+                "The checkpoint does not say how it was penalised: it was trained without, or is not whole.",
                 where=checkpoint,
-                fix="Remove this checkpoint to go on from the one before it, or train from the start.",
+                fix="Remove it to go on from the one before, or train from the start.",
+            )
+        if (note.identity, note.steps) != (self.settings.identity, self.steps_before):
+            raise UntaxError(
+                f"{note.steps} of the checkpoint's {self.steps_before} steps were penalised with {note.identity}, "
+                f"and what is asked for is {self.settings.identity}.",
+                where=checkpoint,
+                fix="Resume with the penalty that it was trained with, or train from the start into another folder.",
             )
         if self.pruner is not None:
             self.pruner.restore(note.tensors, self.low_rank)
