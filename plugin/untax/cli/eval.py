@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 
-@click.command("eval")
+@click.command("eval", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--suite", default="demo", show_default=True, help="The suite to score on.")
 @click.option("--limit", type=int, help="Score only so many documents of each task.")
