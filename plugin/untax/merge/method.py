@@ -1,0 +1,139 @@
+"""What a merge method is to untax: one pure function on blocks of deltas, and the parameters that it takes.
+
+The streaming engine, ``untax merge --as-adapter`` and mergekit (through ``mergekit_methods``) all use the same object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Values = Mapping[str, Any]
+"""The parameters of one tensor: a value for each shared one, a tuple of K values for each that is given per model."""
+
+REQUIRED: Any = object()
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A key under ``parameters:`` of a mergekit YAML.
+
+    Attributes:
+        name: the key.
+        kind: ``float``, ``int``, ``bool`` or ``str``.
+        per_model: whether each model (but the base) has its own value.
+        default: ``REQUIRED`` when there is none.
+        counts_base: per model, the base among them (mergekit's ``linear``).
+    """
+
+    name: str
+    kind: type
+    per_model: bool = False
+    default: Any = REQUIRED
+    counts_base: bool = False
+
+
+class Deltas(Protocol):
+    """The K deltas of one tensor, seen as K matrices: of a tensor with more dimensions, (first, all others)."""
+
+    @property
+    def tensor(self) -> str:
+        """The tensor's name in the base's checkpoint."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        ...
+
+    @property
+    def models(self) -> int:
+        """K."""
+        ...
+
+    def rows(self, model: int, rows: slice) -> torch.Tensor | None:
+        """Rows of one model's delta, fp32, shape (n, columns), to be overwritten at will; None: all zero."""
+        ...
+
+    def blocks(self) -> Iterator[slice]:
+        """Slices of rows that cover the tensor, each small enough for a core's cache."""
+        ...
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of one tensor, ready to be merged.
+
+    Attributes:
+        deltas: shape (K, n, columns), fp32; the method may overwrite it.
+        tensor: the tensor's name.
+        rows: which rows of the tensor these are.
+        shape: of the whole tensor, as rows and columns.
+        values: the parameters for this tensor.
+        seed: of what is drawn at random; the same draws whatever the order and the number of threads.
+        statistics: what the method's ``statistics`` returned for this tensor.
+        base: the same rows of the base, fp32, shape (n, columns); only for a method with ``needs_base``.
+    """
+
+    deltas: torch.Tensor
+    tensor: str
+    rows: slice
+    shape: tuple[int, int]
+    values: Values
+    seed: int = 0
+    statistics: Any = None
+    base: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One tensor before it is merged: what ``Method.statistics`` sees.
+
+    Attributes:
+        deltas: its K deltas.
+        values: the parameters for this tensor.
+        seed: as in ``Block``.
+        whole: what the method's ``whole`` returned for all tensors together.
+        base: called with rows, it returns those of the base in fp32; only for a method with ``needs_base``.
+    """
+
+    deltas: Deltas
+    values: Values
+    seed: int = 0
+    whole: Any = None
+    base: Callable[[slice], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method over K deltas of one base.
+
+    Attributes:
+        name: ``merge_method`` in the YAML.
+        parameters: its keys.
+        merge: returns the merged delta of a block, fp32, shape (n, columns), without the base. It must not look beyond
+            the block: what concerns the whole tensor comes from ``statistics``.
+        statistics: called once for each changed tensor, before its blocks; None when the method needs none.
+        whole: called once before everything, with the jobs of all changed tensors, when one tensor is not enough.
+        coefficients: of a method whose result is ``f * base + sum of c_k * delta_k``: returns ((c_1 ... c_K), f). Such
+            a method can come out as an adapter.
+        base: whether the YAML must name a ``base_model``.
+        models: how many models it merges, or None for any number.
+        needs_base: whether ``merge`` and ``statistics`` look at the base's values.
+        url: the paper.
+    """
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    merge: Callable[[Block], torch.Tensor]
+    statistics: Callable[[Job], Any] | None = None
+    whole: Callable[[Iterator[Job]], Any] | None = None
+    coefficients: Callable[[Values], tuple[tuple[float, ...], float]] | None = None
+    base: bool = True
+    models: int | None = None
+    needs_base: bool = False
+    url: str = field(default="")
