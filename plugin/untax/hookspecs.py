@@ -57,3 +57,12 @@ def eval_suites() -> Mapping[str, Path]:  # type: ignore[empty-body]
 
     The folder must define a group or tag called ``untax_<name>``. It is read, never written.
     """
+
+
+@hookspec
+def merge_methods() -> Mapping[str, Any]:  # type: ignore[empty-body]
+    """Return {name: untax.merge.method.Method} for ``merge_method`` in a mergekit YAML.
+
+    Its ``merge`` gets one block of rows of K deltas and returns the merged delta; it must not look beyond the block, nor
+    change anything but the block's deltas. `untax mergekit enable` makes the method known to mergekit-yaml as well.
+    """

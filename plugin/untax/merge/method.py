@@ -55,8 +55,12 @@ class Deltas(Protocol):
         """K."""
         ...
 
-    def rows(self, model: int, rows: slice) -> torch.Tensor | None:
-        """Rows of one model's delta, fp32, shape (n, columns), to be overwritten at will; None: all zero."""
+    def has(self, model: int) -> bool:
+        """Whether the model changes this tensor at all."""
+        ...
+
+    def rows(self, model: int, rows: slice) -> torch.Tensor:
+        """Rows of one model's delta, fp32, shape (n, columns), to be overwritten at will; zeros where it has none."""
         ...
 
     def blocks(self) -> Iterator[slice]:
@@ -122,6 +126,7 @@ class Method:
         coefficients: of a method whose result is ``f * base + sum of c_k * delta_k``: returns ((c_1 ... c_K), f). Such
             a method can come out as an adapter.
         base: whether the YAML must name a ``base_model``.
+        base_is_model: whether ``base_model`` is one of the K models, the first one unless ``models:`` lists it elsewhere.
         models: how many models it merges, or None for any number.
         needs_base: whether ``merge`` and ``statistics`` look at the base's values.
         url: the paper.
@@ -134,6 +139,7 @@ class Method:
     whole: Callable[[Iterator[Job]], Any] | None = None
     coefficients: Callable[[Values], tuple[tuple[float, ...], float]] | None = None
     base: bool = True
+    base_is_model: bool = False
     models: int | None = None
     needs_base: bool = False
     url: str = field(default="")

@@ -1,0 +1,155 @@
+"""The parameters of a merge for one tensor, as mergekit resolves them: filters by name, gradients over the layers."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from untax.errors import UntaxError, near_names
+from untax.merge.method import REQUIRED, Method, Parameter, Values
+
+Given = Mapping[str, Any]
+"""What stands under one ``parameters:`` of the YAML."""
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The ``parameters:`` of a mergekit YAML with ``models:``.
+
+    Attributes:
+        method: whose parameters they are.
+        models: those of each model, in order.
+        shared: those of the whole merge; they hold for a model that has none of its own.
+        layers: how many layers the base has, for gradients; None if it does not say.
+        where: the file, for messages.
+    """
+
+    method: Method
+    models: tuple[Given, ...]
+    shared: Given
+    layers: int | None
+    where: object
+
+    def values(self, tensor: str) -> Values:
+        """Every parameter for one tensor: a value, or a tuple with one for each model.
+
+        Raises:
+            UntaxError: a parameter is missing or of another kind; key and model are named.
+        """
+        return {parameter.name: self._value(parameter, tensor) for parameter in self.method.parameters}
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether any value is a list to interpolate over the layers."""
+        return any(_has_gradient(value) for given in (*self.models, self.shared) for value in given.values())
+
+    def unknown(self) -> list[str]:
+        """A sentence for each key that the method does not have: mergekit ignores it."""
+        known = [parameter.name for parameter in self.method.parameters]
+        given = sorted({*self.shared}.union(*self.models) - {*known})
+        name = self.method.name
+        return [f"{name} has no parameter '{key}' and ignores it. {near_names(key, known)}" for key in given]
+
+    def _value(self, parameter: Parameter, tensor: str) -> Any:
+        if not parameter.per_model:
+            return self._resolved(parameter, [self.shared], tensor, "the merge")
+        return tuple(
+            self._resolved(parameter, [given, self.shared], tensor, f"model {index + 1} of {len(self.models)}")
+            for index, given in enumerate(self.models)
+        )
+
+    def _resolved(self, parameter: Parameter, scopes: Iterable[Given], tensor: str, owner: str) -> Any:
+        for given in scopes:
+            if parameter.name in given:
+                try:
+                    found = evaluate(given[parameter.name], tensor, self._position(tensor), parameter.kind)
+                except (ValueError, TypeError) as error:
+                    raise UntaxError(
+                        f"{parameter.name} of {owner} is {given[parameter.name]!r}, which is no"
+                        f" {parameter.kind.__name__}, filter or gradient.",
+                        where=f"{self.where}, key parameters",
+                        fix="Give one value, a list over the layers, or a list of {filter, value}.",
+                    ) from error
+                if found is not None:
+                    return found
+        if parameter.default is REQUIRED:
+            raise UntaxError(
+                f"The method {self.method.name} needs the parameter '{parameter.name}' for {owner}"
+                + (f" and the tensor {tensor}." if any(parameter.name in given for given in scopes) else "."),
+                where=self.where,
+                fix="Give it under `parameters:`.",
+            )
+        return parameter.default
+
+    def _position(self, tensor: str) -> float:
+        """0 at the first layer, 1 at the last; 0 outside the layers."""
+        found = _LAYER.search(tensor)
+        if found is None or not self.layers:
+            return 0.0
+        return int(found[1]) / (self.layers - 1) if self.layers > 1 else 1.0
+
+
+def evaluate(setting: Any, tensor: str, position: float, kind: type) -> Any:
+    """The value of a setting for one tensor, or None when no filter matches.
+
+    Args:
+        setting: a value, a gradient (a list of values), or {filter, value} pairs of which the first match counts.
+        tensor: the tensor's name; a filter is a part of it.
+        position: between 0 (first layer) and 1 (last).
+        kind: what values must be.
+
+    Raises:
+        ValueError: a value is of another kind.
+        TypeError: the setting is none of the three.
+    """
+    if isinstance(setting, bool | int | float | str):
+        return _checker(kind).validate_python(setting)
+    conditions = [setting] if isinstance(setting, Mapping) else setting
+    if not isinstance(conditions, list):
+        raise TypeError("no setting")
+    if not conditions:
+        return None
+    if all(isinstance(value, bool | int | float | str) for value in conditions):
+        return _interpolated([_checker(kind).validate_python(value) for value in conditions], position, kind)
+    for condition in conditions:
+        if not isinstance(condition, Mapping) or "value" not in condition:
+            raise TypeError("no condition")
+        pattern = condition.get("filter")
+        if pattern in (None, "*") or pattern in tensor:
+            return evaluate(condition["value"], tensor, position, kind)
+    return None
+
+
+def _interpolated(values: list[Any], position: float, kind: type) -> Any:
+    scaled = position * (len(values) - 1)
+    before = int(scaled)
+    if kind in (bool, str):
+        return values[before]
+    after, share = min(len(values) - 1, before + 1), scaled - before
+    return _checker(kind).validate_python((1 - share) * values[before] + share * values[after])
+
+
+@functools.cache
+def _checker(kind: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _has_gradient(setting: Any) -> bool:
+    if isinstance(setting, Mapping):
+        return _has_gradient(setting.get("value"))
+    if not isinstance(setting, list) or not setting:
+        return False
+    return all(not isinstance(value, Mapping) for value in setting) or any(map(_has_gradient, setting))
+
+
+def layer_count(config: Given) -> int | None:
+    """How many layers a model has, by its config.json."""
+    return next((config[key] for key in _LAYER_COUNTS if isinstance(config.get(key), int)), None)
