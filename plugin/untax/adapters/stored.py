@@ -26,6 +26,8 @@ PREFIX = "base_model.model."
 # Suffixes of the two factors: down and up projection.
 _LINEAR = (".lora_A.weight", ".lora_B.weight")
 _EMBEDDING = (".lora_embedding_A", ".lora_embedding_B")
+# What activation checkpointing, torch.compile and FSDP put into the names of modules, and savers leave there.
+_WRAPPINGS = re.compile(r"(?<![^.])(_checkpoint_wrapped_module|_orig_mod|_fsdp_wrapped_module)\.")
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class StoredLayer:
         """The name of the base's tensor that the layer's delta is added to."""
         return f"{self.module}.weight"
 
+    @property
+    def copy(self) -> str:
+        """The name under which an adapter may repeat that tensor."""
+        return f"{self.module}.base_layer.weight"
+
 
 class StoredAdapter:
     """An adapter folder, whole and readable; tensors are read when they are asked for.
@@ -72,6 +79,25 @@ class StoredAdapter:
         self.tensors: dict[str, TensorInfo] = read_header(_weights(folder))
 
     @cached_property
+    def names(self) -> dict[str, str]:
+        """Key by the name that it has in the base model: without PEFT's prefix and what training wraps modules in.
+
+        Raises:
+            UntaxError: two keys have one name.
+        """
+        found: dict[str, str] = {}
+        for key in self.tensors:
+            name = _WRAPPINGS.sub("", key).removeprefix(PREFIX)
+            if name in found:
+                raise UntaxError(
+                    f"Two keys of the adapter mean the same: {found[name]} and {key}.",
+                    where=self.folder / WEIGHTS_NAME,
+                    fix="Save the adapter again, with each tensor once.",
+                )
+            found[name] = key
+        return found
+
+    @cached_property
     def layers(self) -> tuple[StoredLayer, ...]:
         """Every layer with a pair of factors, in the order of the names.
 
@@ -79,21 +105,17 @@ class StoredAdapter:
             UntaxError: a factor without its partner, or factors whose ranks differ.
         """
         found = [
-            self._layer(key, key.removesuffix(down) + up, key.removesuffix(down), embedding)
+            self._layer(name.removesuffix(down), down, up, embedding)
             for (down, up), embedding in ((_LINEAR, False), (_EMBEDDING, True))
-            for key in self.tensors
-            if key.endswith(down)
+            for name in self.names
+            if name.endswith(down)
         ]
         return tuple(sorted(found, key=lambda layer: layer.module))
 
     @cached_property
     def copies(self) -> tuple[str, ...]:
         """Keys that repeat a tensor of the base (PEFT saves adapted embeddings whole) and are no delta."""
-        return tuple(
-            f"{PREFIX}{layer.module}.base_layer.weight"
-            for layer in self.layers
-            if f"{PREFIX}{layer.module}.base_layer.weight" in self.tensors
-        )
+        return tuple(self.names[layer.copy] for layer in self.layers if layer.copy in self.names)
 
     @cached_property
     def other_keys(self) -> tuple[str, ...]:
@@ -126,11 +148,11 @@ class StoredAdapter:
                 )
                 yield layer.tensor, delta.T if layer.transposed else delta
 
-    def _layer(self, down: str, up: str, module: str, embedding: bool) -> StoredLayer:
-        name = module.removeprefix(PREFIX)
-        if up not in self.tensors:
+    def _layer(self, name: str, down_suffix: str, up_suffix: str, embedding: bool) -> StoredLayer:
+        down, up = self.names[name + down_suffix], self.names.get(name + up_suffix)
+        if up is None:
             raise UntaxError(
-                f"The adapter has {down} but not {up}.",
+                f"The adapter has {down} but not {name}{up_suffix}.",
                 where=self.folder / WEIGHTS_NAME,
                 fix="Train or copy the adapter again.",
             )
