@@ -1,0 +1,348 @@
+"""Adapters merged into one adapter: exact, since a sum of products is the product of the stacked factors."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from untax.adapters.base import StoredModel, same_values
+from untax.adapters.live import BASE_CHANGING_INITS
+from untax.adapters.rows import read_rows
+from untax.adapters.statistics import FLOATING
+from untax.adapters.stored import CONFIG_NAME, PREFIX, WEIGHTS_NAME, StoredAdapter, StoredLayer
+from untax.errors import UntaxError
+from untax.merge.recompress import (
+    INTO_A_MODEL,
+    Combined,
+    CombinedLayer,
+    Shape,
+    Share,
+    combine,
+    refuse_key,
+    stacked_shapes,
+    written_rank,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+Coefficients = Callable[[str], Sequence[float]]
+
+_NOT_LINEAR = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "target_parameters")
+# What PEFT does with a whole adapter, so that adapters which differ in it have no common one.
+_SHARED = ("layer_replication", "ensure_weight_tying")
+_CARRIED = ("task_type", "auto_mapping", "peft_version", *_SHARED)
+# How far from 1 a sum of coefficients may be for reasons of rounding.
+_ROUNDING = 1e-9
+
+
+@dataclass
+class _Parts:
+    """One adapter's keys, each in its place.
+
+    Attributes:
+        layers: module -> its factors.
+        replaced: tensor of the base -> the key of what stands in its place.
+        saved: those tensors that belong to ``modules_to_save`` -> the module.
+    """
+
+    layers: dict[str, StoredLayer] = field(default_factory=dict)
+    replaced: dict[str, str] = field(default_factory=dict)
+    saved: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Replaced:
+    """A tensor that stands in place of the base's.
+
+    Attributes:
+        tensor: its name in the base.
+        keys: (adapter, c_k, key) of those that replace it.
+        shares: of those that change it by factors.
+    """
+
+    tensor: str
+    keys: list[tuple[StoredAdapter, float, str]]
+    shares: list[Share] = field(default_factory=list)
+
+    @property
+    def shape(self) -> Shape:
+        """Its shape.
+
+        Raises:
+            UntaxError: the adapters have different ones.
+        """
+        (first, _, own), *_ = self.keys
+        shape = first.tensors[own].shape
+        for adapter, _, key in self.keys:
+            if adapter.tensors[key].shape != shape:
+                refuse_key(adapter, key, f"has another shape than in {first.folder}")
+        return shape
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The merge before it is computed: who takes part in which layer, and which tensors are replaced."""
+
+    layers: dict[str, list[Share]]
+    replaced: list[_Replaced]
+    saved: list[str]
+
+
+def write_combined(
+    out: Path,
+    adapters: Sequence[StoredAdapter],
+    coefficients: Coefficients,
+    *,
+    rank: int | None = None,
+    scale: float = 1.0,
+    base: StoredModel | None = None,
+    base_name: str,
+    base_revision: str | None = None,
+    progress: Callable[[int], object] = lambda size: None,
+) -> Combined:
+    """Write the adapter whose delta is scale * sum of c_k * delta_k.
+
+    The factors are stacked in fp32: nothing is lost, and the rank is the sum of the ranks. With ``rank``, layers of a
+    larger one are cut to it by a truncated SVD. One layer at a time is in memory.
+
+    Args:
+        out: an empty folder.
+        adapters: the K adapters, all of one base.
+        coefficients: called with the name of a tensor of the base, it returns c_1 ... c_K.
+        rank: R; None to cut nothing.
+        scale: of the whole delta.
+        base: read only where it is needed: for tensors that an adapter replaces (``modules_to_save``, biases) with
+            coefficients that do not sum up to 1, and for copies of the base's tensors that an adapter carries along.
+        base_name: ``base_model_name_or_path`` of the new adapter.
+        base_revision: its ``revision``.
+        progress: called with the number of bytes after each tensor that was written.
+
+    Raises:
+        UntaxError: an adapter is no linear change of the base, a key has no place, factors do not fit each other, the
+            base is needed and is not given, or nothing would be left to write.
+    """
+    _check_shared(adapters)
+    parts = [_parts(adapter, base) for adapter in adapters]
+    plan = _plan(adapters, parts, lambda tensor: [scale * c for c in coefficients(_stored_name(base, tensor))])
+    if not plan.layers:
+        raise UntaxError(
+            "The merged adapter would have no layer: every coefficient is 0, or every layer is saved whole.",
+            where=adapters[0].folder,
+            fix=f"Check the weights. {INTO_A_MODEL}",
+        )
+    ranks = {module: written_rank(shares, rank) for module, shares in plan.layers.items()}
+    done: list[CombinedLayer] = []
+    with (out / WEIGHTS_NAME).open("wb") as handle:
+        handle.write(_head(_shapes(plan, ranks)))
+        for tensor in itertools.chain(_factors(plan, rank, done), (_merged(item, base) for item in plan.replaced)):
+            values = tensor.contiguous().numpy()
+            handle.write(values.data)
+            progress(values.nbytes)
+    config = _config(adapters, plan, ranks) | {"base_model_name_or_path": base_name, "revision": base_revision}
+    (out / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return Combined(tuple(done), tuple(item.tensor for item in plan.replaced))
+
+
+def _check_shared(adapters: Sequence[StoredAdapter]) -> None:
+    for key, adapter in itertools.product(_SHARED, adapters):
+        one, other = adapters[0].config.get(key) or None, adapter.config.get(key) or None
+        if one != other:
+            where = adapter.folder / CONFIG_NAME
+            raise UntaxError(f"The adapters differ in {key}: {one} and {other}.", where=where, fix=INTO_A_MODEL)
+
+
+def _parts(adapter: StoredAdapter, base: StoredModel | None) -> _Parts:
+    """Every key of an adapter in its place.
+
+    Raises:
+        UntaxError: a key has none.
+    """
+    _check_linear(adapter)
+    parts = _Parts({layer.module: layer for layer in adapter.layers})
+    factors = {key for layer in adapter.layers for key in (layer.down, layer.up)}
+    for name, key in adapter.names.items():
+        if adapter.tensors[key].dtype not in FLOATING:
+            refuse_key(adapter, key, f"is of dtype {adapter.tensors[key].dtype}")
+        if key in factors:
+            continue
+        tensor = re.sub(r"\.base_layer(\.[^.]+)$", r"\1", name)
+        saved = _saved_module(tensor, adapter.config.get("modules_to_save") or [])
+        if ".lora_" in name:
+            refuse_key(adapter, key, "is no factor of a change s*B@A")
+        elif ".original_module." in name or ".modules_to_save." in name:
+            _check_copy(adapter, key, re.sub(r"\.(original_module|modules_to_save)\.", ".", name), base)
+        elif saved or (tensor.endswith(".bias") and adapter.config.get("bias", "none") != "none"):
+            parts.replaced[tensor] = key
+            parts.saved |= {tensor: saved} if saved else {}
+        else:
+            _check_copy(adapter, key, tensor, base)
+    return parts
+
+
+def _check_linear(adapter: StoredAdapter) -> None:
+    kinds = [key for key in _NOT_LINEAR if adapter.config.get(key)]
+    init = adapter.config.get("init_lora_weights")
+    if isinstance(init, str) and init.startswith(BASE_CHANGING_INITS):
+        kinds.append(f"init_lora_weights: {init}")
+    if kinds:
+        key = next((f", key {key}" for key in adapter.other_keys if ".lora_" in key), "")
+        raise UntaxError(
+            f"What the adapter changes is more than s*B@A ({kinds[0]}{key}).",
+            where=adapter.folder / CONFIG_NAME,
+            fix=INTO_A_MODEL,
+        )
+
+
+def _check_copy(adapter: StoredAdapter, key: str, tensor: str, base: StoredModel | None) -> None:
+    """PEFT saves an adapted embedding whole beside its factors: a copy of the base's, unless its rows were added to."""
+    own, twin = None if base is None else base.find(tensor), adapter.names.get(tensor, key)
+    others = [info for info in (own, adapter.tensors[twin] if twin != key else None) if info is not None]
+    if not any(same_values(adapter.tensors[key], info) for info in others):
+        unknown = "a copy of the base's, which is not at hand" if base is None else "a copy of the base's"
+        refuse_key(adapter, key, f"is neither a linear change of {tensor} nor {unknown}")
+
+
+def _saved_module(tensor: str, entries: Sequence[str]) -> str | None:
+    """The module that a tensor was saved with, by PEFT's rule: one whose name ends in an entry of modules_to_save."""
+    steps = tensor.split(".")
+    modules = (".".join(steps[:end]) for end in range(1, len(steps)))
+    return next((module for module in modules if module.endswith(tuple(entries))), None)
+
+
+def _stored_name(base: StoredModel | None, tensor: str) -> str:
+    """How the base's checkpoint spells it: GPT-2's leaves out ``transformer.``."""
+    short = tensor.partition(".")[2]
+    return short if base is not None and tensor not in base.tensors and short in base.tensors else tensor
+
+
+def _plan(adapters: Sequence[StoredAdapter], parts: Sequence[_Parts], coefficients: Coefficients) -> _Plan:
+    """Who takes part in what; a coefficient of 0 leaves an adapter out."""
+
+    def having(tensor: str, found: list[Any]) -> list[tuple[StoredAdapter, float, Any]]:
+        return [item for item in zip(adapters, coefficients(tensor), found, strict=True) if item[2] is not None]
+
+    names = sorted({tensor for part in parts for tensor in part.replaced})
+    keys = {tensor: having(tensor, [part.replaced.get(tensor) for part in parts]) for tensor in names}
+    changed = {tensor for tensor, found in keys.items() if any(c for _, c, _ in found)}
+    # PEFT wants all tensors of a saved module, or none.
+    modules = {tensor: module for part in parts for tensor, module in part.saved.items()}
+    saved = {modules[tensor] for tensor in changed if tensor in modules}
+    written = [tensor for tensor in names if tensor in changed or modules.get(tensor) in saved]
+    replaced = {tensor: _Replaced(tensor, keys[tensor]) for tensor in written}
+    layers = {}
+    for module in sorted({module for part in parts for module in part.layers}):
+        tensor = f"{module}.weight"
+        found = having(tensor, [part.layers.get(module) for part in parts])
+        shares = [Share(adapter, c, layer) for adapter, c, layer in found if c]
+        if tensor in replaced:
+            replaced[tensor].shares.extend(shares)
+        elif shares:
+            layers[module] = shares
+    return _Plan(layers, list(replaced.values()), sorted(saved))
+
+
+def _shapes(plan: _Plan, ranks: dict[str, int]) -> dict[str, Shape]:
+    """Shapes by key, in PEFT's names and in the order in which the tensors are written."""
+    shapes: dict[str, Shape] = {}
+    for module, shares in plan.layers.items():
+        (out, _, *rest), (_, *columns) = stacked_shapes(shares)
+        kind, end = ("lora_embedding_", "") if shares[0].is_embedding else ("lora_", ".weight")
+        shapes[f"{PREFIX}{module}.{kind}A{end}"] = (ranks[module], *columns)
+        shapes[f"{PREFIX}{module}.{kind}B{end}"] = (out, ranks[module], *rest)
+    for item in plan.replaced:
+        module, _, parameter = item.tensor.rpartition(".")
+        inside = f"{module}.base_layer.{parameter}" if module in plan.layers else item.tensor
+        shapes[PREFIX + inside] = item.shape
+    return shapes
+
+
+def _head(shapes: dict[str, Shape]) -> bytes:
+    """The head of a safetensors file of fp32 tensors that follow each other in this order."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for key, shape in shapes.items():
+        stop = start + 4 * math.prod(shape)
+        entries[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _factors(plan: _Plan, rank: int | None, done: list[CombinedLayer]) -> Iterator[torch.Tensor]:
+    """A and B of each layer; what became of the layer is added to ``done``."""
+    for module, shares in plan.layers.items():
+        layer, (up, down) = combine(module, shares, rank)
+        yield down
+        yield up
+        done.append(layer)
+
+
+def _merged(item: _Replaced, base: StoredModel | None) -> torch.Tensor:
+    """W + sum of c_k * (T_k - W), and the deltas of those who change W by factors."""
+    import torch
+
+    left = 1.0 - math.fsum(c for _, c, _ in item.keys)
+    merged = torch.zeros(item.shape) if abs(left) < _ROUNDING else _of_base(item, base).mul_(left)
+    for adapter, c, key in item.keys:
+        merged.add_(read_rows(adapter.tensors[key], slice(None)).float().reshape(item.shape), alpha=c)
+    for share in item.shares:
+        up, down = share.read()
+        merged.add_(_fitting(share, up.flatten(1) @ down.flatten(1), item.shape))
+    return merged
+
+
+def _fitting(share: Share, delta: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """A delta in the shape of the tensor that it is added to; the configuration tells only where shapes do not."""
+    wanted = (shape[0], math.prod(shape[1:]))
+    turned = share.layer.transposed if wanted[0] == wanted[1] else delta.shape != wanted
+    delta = delta.T if turned else delta
+    if delta.shape != wanted:
+        refuse_key(share.adapter, share.layer.down, f"does not fit {share.layer.tensor} of another adapter")
+    return delta.reshape(shape)
+
+
+def _of_base(item: _Replaced, base: StoredModel | None) -> torch.Tensor:
+    adapter, _, key = item.keys[0]
+    found = None if base is None else base.find(item.tensor)
+    if found is None or found.shape != item.shape or found.dtype not in FLOATING:
+        lacking = (
+            "which is not at hand" if base is None else f"which has no {item.tensor} of real numbers in this shape"
+        )
+        refuse_key(adapter, key, f"is no delta, and coefficients that do not sum up to 1 need the base, {lacking}")
+    return read_rows(found, slice(None)).float().reshape(item.shape)
+
+
+def _config(adapters: Sequence[StoredAdapter], plan: _Plan, ranks: dict[str, int]) -> dict[str, Any]:
+    """alpha is r in every layer, so that s = 1 also for readers that know no patterns."""
+    counted = Counter(ranks.values())
+    common = max(counted, key=lambda rank: (counted[rank], rank))
+    # PEFT matches a pattern with the end of a name too, unless it is bound to the beginning.
+    others = {f"^{re.escape(module)}": rank for module, rank in ranks.items() if rank != common}
+    inside = tuple(f"{module}." for module in plan.saved)
+    biases = [item for item in plan.replaced if item.tensor.endswith(".bias") and not item.tensor.startswith(inside)]
+    first = adapters[0].config
+    return {key: first[key] for key in _CARRIED if key in first} | {
+        "peft_type": "LORA",
+        "r": common,
+        "lora_alpha": common,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": list(plan.layers),
+        "modules_to_save": plan.saved or None,
+        "bias": "all" if biases else "none",
+        "fan_in_fan_out": any(bool(adapter.config.get("fan_in_fan_out")) for adapter in adapters),
+        "use_rslora": False,
+        "use_dora": False,
+        "init_lora_weights": True,
+        "lora_dropout": 0.0,
+        "inference_mode": True,
+    }
