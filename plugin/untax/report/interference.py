@@ -94,11 +94,11 @@ def meaning(found: Interference) -> str:
     if norm is None:
         return "All deltas are zero: there is nothing to merge."
     count = len(found.names)
-    orthogonal = f"{1 / sqrt(count):.3f} if orthogonal"
     return (
-        f"The plain mean of the {count} deltas has {norm:.3f} of their RMS norm (1 if they were the same,\n{orthogonal}, "
-        f"0 if they cancelled), and their sum {norm * count:.3f}; electing signs, as TIES does, would drop "
-        f"{percent(lost)} of their\nmagnitude, which a mean or a sum subtracts from the rest instead."
+        f"The plain mean of the {count} deltas has {norm:.3f} of their RMS norm (1 if they were the same,\n"
+        f"{1 / sqrt(count):.3f} if orthogonal, 0 if they cancelled), and their sum {norm * count:.3f}; electing signs, "
+        f"as TIES does,\nwould drop {percent(lost)} of their magnitude, which a mean or a sum subtracts from the rest "
+        "instead."
     )
 
 
