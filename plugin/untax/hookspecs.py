@@ -63,6 +63,6 @@ def eval_suites() -> Mapping[str, Path]:  # type: ignore[empty-body]
 def merge_methods() -> Mapping[str, Any]:  # type: ignore[empty-body]
     """Return {name: untax.merge.method.Method} for ``merge_method`` in a mergekit YAML.
 
-    Its ``merge`` gets one block of rows of K deltas and returns the merged delta; it must not look beyond the block, nor
-    change anything but the block's deltas. `untax mergekit enable` makes the method known to mergekit-yaml as well.
+    Its ``merge`` gets one block of rows of K deltas and returns the merged delta; it must not look beyond the block,
+    nor change anything but the block's deltas. `untax mergekit enable` makes the method known to mergekit-yaml as well.
     """

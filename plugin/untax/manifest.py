@@ -11,16 +11,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from untax.digest_records import LARGE, file_identity, is_settled, record_digest, recorded_digest
 from untax.errors import UntaxError
 from untax.files import write_text
 
 MANIFEST_NAME = "untax.json"
-SETTLED_NS = 2_000_000_000
-"""Older than the coarsest time stamps of the file systems in use."""
 PACKAGES = (
     *("untax", "axolotl", "mergekit", "peft", "trl", "transformers", "torch", "datasets", "lm_eval", "accelerate"),
     *("faiss-cpu", "scikit-learn", "sentence-transformers"),
@@ -38,20 +37,26 @@ def digest_json(value: Any) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's content, as ``sha256sum`` prints it; re-read only when the file changed.
+    """SHA-256 of a file's content, as ``sha256sum`` prints it; re-read only when the file changed, a large one not even
+    by another process.
 
     A file changed within the last seconds is always read: one more change might leave its time stamp as it is.
     """
     status = path.stat()
-    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    settled = time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS
-    return (_digest_file if settled else _digest_file.__wrapped__)(str(path), identity)
+    read = _digest_file if is_settled(status) else _digest_file.__wrapped__
+    return read(str(path), file_identity(status))
 
 
 @functools.lru_cache(maxsize=4096)
 def _digest_file(path: str, identity: tuple[int, ...]) -> str:
+    recorded = recorded_digest(Path(path))
+    if recorded is not None:
+        return recorded
     with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        before = os.fstat(handle.fileno())
+        digest = hashlib.file_digest(handle, "sha256").hexdigest()
+    record_digest(Path(path), digest, before)
+    return digest
 
 
 def digest_files(folder: Path, patterns: Iterable[str]) -> str:
@@ -75,6 +80,14 @@ def digest_model(model: str | Path) -> str:
     return f"hub:{model}@{commit}"
 
 
+def model_digest_is_known(model: str | Path) -> bool:
+    """Whether ``digest_model`` need not read large files."""
+    path = Path(model)
+    if not path.is_dir():
+        return True
+    return all(file.stat().st_size < LARGE or recorded_digest(file) for file in path.glob("*.safetensors"))
+
+
 def package_versions() -> dict[str, str]:
     """The versions of Python and of the packages that decide a result."""
     from importlib import metadata
@@ -94,6 +107,7 @@ def write_manifest(
     what: str,
     outputs: Iterable[str],
     started: float,
+    digests: Mapping[str, str] | None = None,
     command: list[str] | None = None,
     name: str = MANIFEST_NAME,
     **sections: Any,
@@ -105,6 +119,7 @@ def write_manifest(
         what: the kind of artifact: ``assignment``, ``adapter``, ``model``, ``fisher``, ``results``.
         outputs: names, relative to ``folder``, of the files that are the artifact.
         started: ``time.time()`` when the work began.
+        digests: of those outputs whose digest is known from writing them.
         command: the command line; the present one by default.
         name: the manifest's own file name, for folders that hold several artifacts (``<suite>.untax.json``).
         sections: further keys (``config``, ``inputs``, ``seed``, ``disperse``, ``penalty``, ...).
@@ -113,7 +128,7 @@ def write_manifest(
         "what": what,
         "command": command if command is not None else [Path(sys.argv[0]).name, *sys.argv[1:]],
         **sections,
-        "outputs": {output: digest_file(folder / output) for output in sorted(outputs)},
+        "outputs": {output: (digests or {}).get(output) or digest_file(folder / output) for output in sorted(outputs)},
         "versions": package_versions(),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from untax.merge.merge import merge
+from untax.merge.merge import Wish, merge
 
 Config = Callable[..., Path]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -55,10 +55,10 @@ def linear(folder: Path) -> dict[str, Any]:
     return {"merge_method": "linear", "models": inputs, "dtype": "float32"}
 
 
-def untax_merge(config: Path, out: Path, *arguments: str, force: bool = False) -> list[str]:
+def untax_merge(config: Path, out: Path, *arguments: str, **wish: Any) -> list[str]:
     """Merge quietly; what was said."""
     said: list[str] = []
-    merge(config, out, ["--quiet", *arguments], force=force, say=said.append)
+    merge(config, out, ["--quiet", *arguments], Wish(**wish), say=said.append)
     return said
 
 

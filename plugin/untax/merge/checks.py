@@ -2,38 +2,75 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from untax.adapters.header import TensorInfo, read_header
+from untax.adapters.base import StoredModel
+from untax.adapters.changes import read_changes
+from untax.adapters.header import TensorInfo
 from untax.adapters.stored import ADAPTER_FILES, StoredAdapter
 from untax.errors import UntaxError
-from untax.manifest import digest_files, digest_model
+from untax.manifest import digest_files, digest_model, model_digest_is_known
 from untax.merge.references import Reference
-from untax.merge.same_base import check_base
+from untax.merge.same_base import check_base, recorded_base
+from untax.merge.side_files import has_tokenizer
+from untax.merge.tokenizers import check_tokenizers
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
-_INDEX = "model.safetensors.index.json"
 
-
-def check_inputs(references: Iterable[Reference], *, same_base: bool = True) -> None:
-    """Check every model and adapter, and that each adapter belongs to the base it is added to.
+def check_inputs(references: Iterable[Reference], *, crimes: bool = False, tokenizers: bool = True) -> None:
+    """Check every model and adapter, and that they belong together, but for the bases' digests.
 
     Args:
         references: the inputs.
-        same_base: False accepts an adapter that was trained on another base, if its shapes fit.
+        crimes: accept other tokenizers, and the same adapter under two names.
+        tokenizers: False when the tokenizer is chosen in the YAML.
 
     Raises:
         UntaxError: naming everything that is wrong, not only the first thing.
     """
     problems: list[UntaxError] = []
-    for reference in references:
+    listed = list(references)
+    for reference in listed:
         collect(problems, _check_base_model, reference)
         if reference.adapter is not None:
-            collect(problems, _check_adapter, reference, same_base)
+            collect(problems, _check_adapter, reference)
+    if not problems and not crimes:
+        collect(problems, _refuse_repeated, listed)
+        if tokenizers:
+            collect(problems, check_tokenizers, listed)
     raise_all(problems)
+
+
+def check_bases(references: Iterable[Reference], *, read: bool = True) -> None:
+    """Check that each adapter is added to the base that it was trained on.
+
+    Args:
+        references: the inputs.
+        read: whether bases may be read for their digests.
+
+    Raises:
+        UntaxError: naming every adapter of another base.
+    """
+    problems: list[UntaxError] = []
+    for reference in references:
+        if reference.adapter is not None:
+            collect(problems, check_base, StoredAdapter(reference.adapter.folder), reference.base, read=read)
+    raise_all(problems)
+
+
+def _refuse_repeated(references: list[Reference]) -> None:
+    seen: dict[str, Reference] = {}
+    for reference in references:
+        if reference.adapter is not None:
+            digest = digest_files(reference.adapter.folder, ADAPTER_FILES)
+            same = seen.setdefault(digest, reference)
+            if same is not reference and same.base == reference.base:
+                raise UntaxError(
+                    f"Two of the models are the same adapter: {same.text} and {reference.text}.",
+                    where=reference.adapter.folder,
+                    fix="List it once, with both weights added up; if it is meant so, say --allow-crimes.",
+                )
 
 
 def collect(problems: list[UntaxError], check: Callable[..., object], *arguments: Any, **options: Any) -> None:
@@ -64,62 +101,17 @@ def check_model(folder: Path) -> dict[str, TensorInfo]:
         raise UntaxError(
             "The folder is an adapter, not a model.", where=folder, fix="Write `base+adapter` in the YAML."
         )
-    if not (folder / "config.json").is_file():
-        raise UntaxError(
-            "The folder is no model: it has no config.json.",
-            where=folder,
-            fix="Name a folder in Hugging Face's format.",
-        )
-    shards = _shards(folder)
-    tensors: dict[str, TensorInfo] = {}
-    for shard in shards:
-        tensors.update(read_header(shard))
-    return tensors
-
-
-def _shards(folder: Path) -> list[Path]:
-    if (folder / _INDEX).is_file():
-        try:
-            names = sorted(set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise UntaxError(
-                f"The index of the shards cannot be read: {error}.",
-                where=folder / _INDEX,
-                fix="Copy or download the model again.",
-            ) from error
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
-            raise UntaxError(
-                f"The model is incomplete: {', '.join(missing)} is missing.",
-                where=folder,
-                fix="Copy or download the model again.",
-            )
-        return [folder / name for name in names]
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if any(folder.glob("pytorch_model*.bin")):
-        raise UntaxError(
-            "The model's weights are pickled (.bin), and a pickle can run any code.",
-            where=folder,
-            fix="Save the model again as safetensors.",
-        )
-    raise UntaxError(
-        "The folder has no model.safetensors.",
-        where=folder,
-        fix="Name a folder with a model's weights; an adapter is written base+adapter.",
-    )
+    return StoredModel(folder).tensors
 
 
 def _check_base_model(reference: Reference) -> None:
     check_model(reference.base.folder)
 
 
-def _check_adapter(reference: Reference, same_base: bool) -> None:
+def _check_adapter(reference: Reference) -> None:
     assert reference.adapter is not None
     adapter = StoredAdapter(reference.adapter.folder)
-    check_fits(adapter, check_model(reference.base.folder))
-    if same_base:
-        check_base(adapter, reference.base)
+    read_changes(adapter, StoredModel(reference.base.folder))
     bad = adapter.nonfinite()
     if bad:
         raise UntaxError(
@@ -129,38 +121,69 @@ def _check_adapter(reference: Reference, same_base: bool) -> None:
         )
 
 
-def check_fits(adapter: StoredAdapter, base: dict[str, TensorInfo]) -> None:
-    """Compare the shape of every delta with the tensor it changes, where the base has one of that name.
+def check_has_tokenizer(base: Path) -> None:
+    """The tokenizer of a merged model is its base's, which is easily forgotten when a base is copied by hand.
 
     Raises:
-        UntaxError: naming the tensor and both shapes.
+        UntaxError: the base has none.
     """
-    for layer in adapter.layers:
-        info = base.get(layer.tensor)
-        delta = (adapter.tensors[layer.up].shape[0], adapter.tensors[layer.down].shape[1])
-        wanted = delta[::-1] if layer.transposed else delta
-        if info is not None and info.shape != wanted and len(adapter.tensors[layer.down].shape) == 2:
+    if not has_tokenizer(base):
+        raise UntaxError(
+            "The merged model would have no tokenizer: there is none to copy.",
+            where=base,
+            fix="Put the tokenizer beside the model, set tokenizer_source, or say --no-copy-tokenizer.",
+        )
+
+
+def check_values(config: dict[str, Any], *, where: object) -> None:
+    """Check what no method takes, wherever it stands in the YAML.
+
+    Raises:
+        UntaxError: a density that is not above 0 and at most 1.
+    """
+    for density in _values_of(config, "density"):
+        if not isinstance(density, bool | str) and not 0 < density <= 1:
             raise UntaxError(
-                f"The adapter does not fit the base: {layer.tensor} is {_by(info.shape)} there and {_by(wanted)} here.",
-                where=adapter.folder,
-                fix="Merge it with the base it was trained on.",
+                f"A density of {density} is not above 0 and at most 1.",
+                where=f"{where}, key density",
+                fix="density is the share of a delta's elements that stay: 0.5, for instance.",
             )
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a model folder has a tokenizer in it."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+def _values_of(node: Any, key: str) -> Iterator[Any]:
+    """All numbers under a key, in gradients and filters too."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _leaves(value) if name == key else _values_of(value, key)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _values_of(item, key)
 
 
-def input_digests(references: Iterable[Reference]) -> dict[str, str]:
-    """The identity of every model and adapter, by its path as the YAML has it."""
+def _leaves(node: Any) -> Iterator[Any]:
+    if isinstance(node, list):
+        for item in node:
+            yield from _leaves(item)
+    elif isinstance(node, dict):
+        yield from _leaves(node.get("value"))
+    elif isinstance(node, int | float | str):
+        yield node
+
+
+def input_digests(references: Iterable[Reference], *, read: bool = True) -> dict[str, str]:
+    """The identity of every model and adapter, by its path as the YAML has it.
+
+    Args:
+        references: the inputs.
+        read: whether bases may be read; if not, an unknown digest is that which the adapters recorded, or "not read".
+    """
     digests: dict[str, str] = {}
     for reference in references:
-        digests[reference.base.path] = digest_model(reference.base.path)
+        if read or model_digest_is_known(reference.base.path):
+            digests[reference.base.path] = digest_model(reference.base.path)
+        else:
+            recorded = reference.adapter and recorded_base(reference.adapter.folder)
+            digests[reference.base.path] = recorded or digests.get(reference.base.path, "not read")
         if reference.adapter is not None:
             digests[reference.adapter.path] = digest_files(reference.adapter.folder, ADAPTER_FILES)
     return digests
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

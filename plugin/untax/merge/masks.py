@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def keep_mask(
-    seed: int, tensor: str, model: int, shape: tuple[int, int], rows: slice, density: float
-) -> torch.Tensor:
+def keep_mask(seed: int, tensor: str, model: int, shape: tuple[int, int], rows: slice, density: float) -> torch.Tensor:
     """Which elements stay, each with probability ``density`` and independently of all others.
 
     Args:

@@ -1,134 +1,217 @@
-"""One merge from YAML to model folder: checked, cached by content, published whole or not at all."""
+"""One merge from YAML to folder: checked, cached by content, published whole or not at all."""
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from untax.errors import UntaxError
-from untax.manifest import digest_bytes, write_manifest
+from untax.manifest import digest_bytes, model_digest_is_known, write_manifest
 from untax.merge import checks, place
+from untax.merge.adapter_merge import AdapterMerge
+from untax.merge.card import model_card
 from untax.merge.config_file import MergeConfig, read_merge_config
+from untax.merge.kind import Kind, Made
+from untax.merge.mergekit_merge import MergekitMerge
+from untax.merge.options import Options, read_options
+from untax.merge.plan import why_mergekit
+from untax.merge.stream_merge import StreamMerge
 
-_SCRATCH = ".scratch"
-_WIDTHS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
-# Options that change how a merge is made and shown, not what comes out.
-_WITHOUT_EFFECT = (
-    *("--quiet", "--no-quiet", "-v", "--lora-merge-cache", "--transformers-cache"),
-    *("--num-threads", "--write-threads", "--async-write", "--no-async-write"),
-)
+Say = Callable[[str], None]
+Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], object]]]
+
+ENGINES = ("auto", "stream", "mergekit")
+
+
+@contextlib.contextmanager
+def silent(total: int) -> Iterator[Callable[[int], object]]:
+    """No progress shown."""
+    yield lambda count: None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for beside the YAML.
+
+    Attributes:
+        scales: what the merged delta is multiplied by; one output for each.
+        engine: ``stream``, ``mergekit``, or ``auto``: the first that can.
+        as_adapter: write a LoRA adapter, not a model.
+        rank: of that adapter; None for the sum of the ranks, which is exact.
+        force: replace what the output holds.
+        dry_run: check and tell, but write nothing.
+    """
+
+    scales: Sequence[float] = (1.0,)
+    engine: str = "auto"
+    as_adapter: bool = False
+    rank: int | None = None
+    force: bool = False
+    dry_run: bool = False
 
 
 def merge(
-    config_path: Path, out: Path, arguments: list[str], *, force: bool = False, say: Callable[[str], None] = print
-) -> bool:
-    """Merge the models that a mergekit YAML names into the folder ``out``.
+    config_path: Path,
+    out: Path,
+    arguments: Sequence[str],
+    wish: Wish | None = None,
+    *,
+    say: Say = print,
+    progress: Progress = silent,
+) -> list[Path]:
+    """Merge the models that a mergekit YAML names.
 
     Args:
         config_path: the YAML.
-        out: the folder to make.
-        arguments: further options of mergekit-yaml, each as one string: ``--random-seed=3``, ``--cuda``.
-        force: replace what ``out`` holds, once the merge is done.
+        out: the folder to make; with several scales, what their folders' names begin with.
+        arguments: options of mergekit-yaml, each as one string: ``--random-seed=3``, ``--cuda``.
+        wish: what else is asked for.
         say: called with each sentence for the user.
+        progress: called with the bytes that will be written; entered, it gives what is called with those that were.
 
     Returns:
-        False when ``out`` holds this very merge already.
+        The folders that were made; those that hold this very merge already are left out.
 
     Raises:
-        UntaxError: an input, the configuration or the output folder is not as it must be; nothing was written.
+        UntaxError: an input, the configuration or an output folder is not as it must be; nothing was written.
     """
-    started = time.time()
-    if "--no-safe-serialization" in arguments:
-        raise UntaxError("untax writes no pickled weights.", where="--no-safe-serialization", fix="Leave it out.")
+    wish = wish or Wish()
+    options = read_options(arguments)
     config = read_merge_config(config_path)
-    crimes = "--allow-crimes" in arguments
-    checks.check_inputs(config.references, same_base=not crimes)
-    if "--no-copy-tokenizer" not in arguments:
-        _check_tokenizer(config)
-    identity = {
-        "config": {"path": str(config.path), "digest": digest_bytes(config.text.encode())},
-        "options": sorted(argument for argument in arguments if not argument.startswith(_WITHOUT_EFFECT)),
-        "inputs": checks.input_digests(config.references),
-    }
-    if place.is_done(out, identity, force=force):
-        say(f"{out} holds this merge already: nothing to do.")
-        return False
-    place.check_room(out, _bytes_needed(config))
-    _merge(config, out, arguments, identity, started, force, say)
-    return True
-
-
-def _merge(
-    config: MergeConfig,
-    out: Path,
-    arguments: list[str],
-    identity: dict[str, Any],
-    started: float,
-    force: bool,
-    say: Callable[[str], None],
-) -> None:
-    from untax.merge import engine
-    from untax.merge.adapter_keys import check_keys
-    from untax.merge.parameters import check_parameters
-
-    engine.import_quietly()
-    options = engine.read_options(arguments)
-    validated = engine.read_config(config.raw, where=config.path)
-    for note in check_parameters(validated, where=config.path):
+    _check_wish(wish, config)
+    crimes = options["allow_crimes"]
+    own_tokenizer = bool(config.raw.get("tokenizer_source") or config.raw.get("tokenizer"))
+    checks.check_inputs(config.references, crimes=crimes, tokenizers=not own_tokenizer)
+    checks.check_values(config.raw, where=config.path)
+    kind = _kind(config, options, wish)
+    if options["copy_tokenizer"] and not own_tokenizer and kind.what == "model":
+        checks.check_has_tokenizer(config.references[0].base.folder)
+    for note in kind.notes():
         say(f"Note: {note}")
-    problems: list[UntaxError] = []
-    for reference in config.references:
-        if reference.adapter is not None:
-            checks.collect(problems, check_keys, reference, trust_remote_code=options.trust_remote_code)
-    checks.raise_all(problems)
-    with place.output_folder(out.resolve(), replace=force) as part:
-        scratch = part / _SCRATCH
-        # mergekit puts the folder's name into the model card.
-        merged = scratch / (out.resolve().name or "merge")
-        merged.mkdir(parents=True)
-        left_out = engine.run(validated, options, config.text, merged, where=config.path)
-        mode = (merged / "config.json").stat().st_mode
-        for file in merged.iterdir():
-            file.chmod(mode)  # safetensors are written for the owner only
-            file.rename(part / file.name)
-        shutil.rmtree(scratch)
-        checks.check_model(part)
+    outs = [output_name(out, scale, wish.scales) for scale in wish.scales]
+    return _Merge(config, options, wish, kind, say, progress, time.time()).into(outs)
+
+
+def output_name(out: Path, scale: float, scales: Sequence[float]) -> Path:
+    """OUT itself for a single scale and for 1; OUT-0.5 and so on among several."""
+    return out if len(scales) == 1 or scale == 1 else out.with_name(f"{out.name}-{scale:g}")
+
+
+def _check_wish(wish: Wish, config: MergeConfig) -> None:
+    if not wish.scales or len(set(wish.scales)) != len(wish.scales):
+        raise UntaxError("A scale is given twice.", where="--scale", fix="Give each once.")
+    if wish.rank is not None and not wish.as_adapter:
+        raise UntaxError("A merged model has no rank.", where="--rank", fix="Add --as-adapter, or leave --rank out.")
+    if wish.as_adapter and wish.engine == "mergekit":
+        raise UntaxError("mergekit makes no adapters.", where="--engine mergekit", fix="Leave one of both out.")
+    if wish.as_adapter and not any(reference.adapter for reference in config.references):
+        raise UntaxError("There is no adapter among the models.", where=config.path, fix="Write `model: base+adapter`.")
+
+
+def _kind(config: MergeConfig, options: Options, wish: Wish) -> Kind:
+    reason = why_mergekit(config, options)
+    if reason is not None and (wish.as_adapter or wish.engine == "stream"):
+        what = "An adapter cannot be made" if wish.as_adapter else "This merge cannot be streamed"
+        raise UntaxError(
+            f"{what} from {reason}.",
+            where=config.path,
+            fix="Merge adapters of one base by linear or task_arithmetic."
+            if wish.as_adapter
+            else "Leave --engine stream out: mergekit itself merges then.",
+        )
+    if wish.as_adapter:
+        return AdapterMerge(config, options, wish.rank)
+    if reason is None and wish.engine != "mergekit":
+        return StreamMerge(config, options)
+    return MergekitMerge(config, options, reason or "--engine mergekit")
+
+
+@dataclass(frozen=True)
+class _Merge:
+    config: MergeConfig
+    options: Options
+    wish: Wish
+    kind: Kind
+    say: Say
+    progress: Progress
+    started: float
+
+    def into(self, outs: Sequence[Path]) -> list[Path]:
+        """Make the outputs that are not there yet."""
+        early = not self.kind.defers_digests or any(out.exists() for out in outs) or self._digests_are_known()
+        identity = self._identity() if early else None
+        wanted = [self._wanted(identity, scale) for scale in self.wish.scales]
+        done = [place.is_done(out, section, force=self.wish.force) for out, section in zip(outs, wanted, strict=True)]
+        missing = [index for index, finished in enumerate(done) if not finished]
+        for out in (out for out, finished in zip(outs, done, strict=True) if finished):
+            self.say(f"{out} holds this merge already: nothing to do.")
+        size = self.kind.bytes_needed() * len(missing)
+        if missing:
+            place.check_room(outs[missing[0]], size)
+        if self.wish.dry_run:
+            self._describe([outs[index] for index in missing], size)
+        elif missing:
+            self._make([outs[index] for index in missing], [self.wish.scales[index] for index in missing])
+            return [outs[index] for index in missing]
+        return []
+
+    def _digests_are_known(self) -> bool:
+        return all(model_digest_is_known(reference.base.path) for reference in self.config.references)
+
+    def _identity(self) -> dict[str, Any]:
+        """What a merge is made from; reads the bases unless their digests are known."""
+        read = self.kind.what == "model"
+        if not self.options["allow_crimes"]:
+            checks.check_bases(self.config.references, read=read)
+        return {
+            "config": {"path": str(self.config.path), "digest": digest_bytes(self.config.text.encode())},
+            "options": self.options.identity(),
+            "inputs": checks.input_digests(self.config.references, read=read),
+        }
+
+    def _wanted(self, identity: dict[str, Any] | None, scale: float) -> dict[str, Any]:
+        how = {**self.kind.identity(), "scale": scale}
+        return {**(identity or {}), "how": how}
+
+    def _describe(self, outs: Sequence[Path], size: int) -> None:
+        for sentence in self.kind.describe():
+            self.say(sentence)
+        for out in outs:
+            self.say(f"Would write {out}.")
+        self.say(f"{size / 1e6:,.1f} MB in all; nothing was written.")
+
+    def _make(self, outs: Sequence[Path], scales: Sequence[float]) -> None:
+        with contextlib.ExitStack() as stack:
+            whole = [out.resolve() for out in outs]
+            parts = [stack.enter_context(place.output_folder(out, replace=self.wish.force)) for out in whole]
+            with self.progress(self.kind.bytes_needed()) as advance:
+                made = self.kind.write(parts, scales, [out.name for out in whole], advance)
+            # Only now are the digests of a large base known: they were taken while it was read.
+            identity = self._identity()
+            for index, (part, scale) in enumerate(zip(parts, scales, strict=True)):
+                self._finish(part, whole[index].name, self._wanted(identity, scale), made, made.digests[index])
+        for note in made.notes:
+            self.say(f"Note: {note}")
+
+    def _finish(self, part: Path, name: str, sections: dict[str, Any], made: Made, digests: dict[str, str]) -> None:
+        facts = {**made.facts, "scale": sections["how"]["scale"]}
+        if self.options["write_model_card"]:
+            shown = self.kind.card(facts) | ({} if facts["scale"] == 1 else {"Scale": f"{facts['scale']:g}"})
+            card = model_card(name, self.config.references, sections["inputs"], self.config.text, shown)
+            (part / "README.md").write_text(card, encoding="utf-8")
+            (part / "mergekit_config.yml").write_text(self.config.text, encoding="utf-8")
         write_manifest(
             part,
-            what="model",
-            outputs=[
-                file.name for file in part.iterdir() if file.name != "README.md"
-            ],  # the card is the user's to edit
-            started=started,
-            **identity,
-            seed=options.random_seed,
-            merge={"method": validated.merge_method, "left_out": left_out},
+            what=self.kind.what,
+            # The card is the user's to edit.
+            outputs=[file.name for file in part.iterdir() if file.name != "README.md"],
+            started=self.started,
+            digests=digests,
+            **sections,
+            seed=self.options.seed,
+            merge=facts,
         )
-    if left_out:
-        say(f"Note: mergekit left out {len(left_out)} of the inputs' tensors that it does not know: {left_out[0]} ...")
-
-
-def _check_tokenizer(config: MergeConfig) -> None:
-    """mergekit copies the tokenizer of base_model or else of the first model, last of all, and goes on without one."""
-    donor = config.references[0].base.folder
-    if not (config.raw.get("tokenizer_source") or config.raw.get("tokenizer") or checks.has_tokenizer(donor)):
-        raise UntaxError(
-            "The merged model would have no tokenizer: there is none to copy.",
-            where=donor,
-            fix="Put the tokenizer beside the model, set tokenizer_source, or say --no-copy-tokenizer.",
-        )
-
-
-def _bytes_needed(config: MergeConfig) -> int:
-    """The output in its own dtype, and for each adapter a merged copy as large as its base."""
-    width = _WIDTHS.get(str(config.raw.get("out_dtype") or config.raw.get("dtype")))
-    outputs, copies = [], 0
-    for reference in config.references:
-        tensors = checks.check_model(reference.base.folder).values()
-        size = sum(tensor.stop - tensor.start for tensor in tensors)
-        outputs.append(size if width is None else width * sum(tensor.elements for tensor in tensors))
-        copies += size if reference.adapter is not None else 0
-    return max(outputs) + copies

@@ -126,7 +126,7 @@ class Method:
         coefficients: of a method whose result is ``f * base + sum of c_k * delta_k``: returns ((c_1 ... c_K), f). Such
             a method can come out as an adapter.
         base: whether the YAML must name a ``base_model``.
-        base_is_model: whether ``base_model`` is one of the K models, the first one unless ``models:`` lists it elsewhere.
+        base_is_model: whether ``base_model`` is one of the K models; it is then the first.
         models: how many models it merges, or None for any number.
         needs_base: whether ``merge`` and ``statistics`` look at the base's values.
         url: the paper.

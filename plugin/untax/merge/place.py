@@ -44,7 +44,7 @@ def is_done(out: Path, wanted: dict[str, Any], *, force: bool) -> bool:
 
 
 def _difference(out: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-    if manifest["what"] != "model" or "merge" not in manifest:
+    if manifest["what"] not in ("model", "adapter") or "merge" not in manifest:
         return f"another artifact ({manifest['what']})"
     for section, value in wanted.items():
         if _content(manifest.get(section)) != _content(value):

@@ -41,6 +41,11 @@ class Source:
             )
         return _from_hub(self)
 
+    @property
+    def place(self) -> Path:
+        """The folder, however it is spelled or linked to."""
+        return self.folder.resolve()
+
 
 @dataclass(frozen=True)
 class Reference:

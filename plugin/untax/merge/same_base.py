@@ -6,25 +6,30 @@ from pathlib import Path
 
 from untax.adapters.stored import StoredAdapter
 from untax.errors import UntaxError
-from untax.manifest import digest_model, read_manifest
+from untax.manifest import digest_model, model_digest_is_known, read_manifest
 from untax.merge.references import Source
 
 
-def check_base(adapter: StoredAdapter, base: Source) -> None:
+def check_base(adapter: StoredAdapter, base: Source, *, read: bool = True) -> None:
     """Compare the base that an adapter was trained on with the one it is added to.
 
     The adapter's manifest decides, by digest. Without one, adapter_config.json decides: by content when it names a
     folder that is there, else by name.
 
+    Args:
+        adapter: the adapter.
+        base: the base it is added to.
+        read: whether the base may be read for its digest; if not, and nobody knows it, the name decides.
+
     Raises:
         UntaxError: they differ.
     """
     trained = str(adapter.config.get("base_model_name_or_path") or "")
-    given = digest_model(base.path)
-    recorded = _recorded_base(adapter.folder)
-    if recorded is None and trained and Path(trained).is_dir():
+    given = digest_model(base.path) if read or model_digest_is_known(base.path) else None
+    recorded = recorded_base(adapter.folder)
+    if recorded is None and trained and Path(trained).is_dir() and (read or model_digest_is_known(trained)):
         recorded = digest_model(trained)
-    if recorded is not None and _comparable(recorded, given):
+    if given is not None and recorded is not None and _comparable(recorded, given):
         same = recorded == given
     else:
         same = not trained or _last_part(trained) in (_last_part(base.path), _last_part(str(base.folder.resolve())))
@@ -36,7 +41,8 @@ def check_base(adapter: StoredAdapter, base: Source) -> None:
         )
 
 
-def _recorded_base(folder: Path) -> str | None:
+def recorded_base(folder: Path) -> str | None:
+    """The digest or commit of the base that an adapter was trained on, by its manifest."""
     manifest = read_manifest(folder)
     recorded = (manifest or {}).get("inputs", {}).get("base")
     return recorded if isinstance(recorded, str) else None

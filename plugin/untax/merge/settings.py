@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class Settings:
     Attributes:
         method: whose parameters they are.
         models: those of each model, in order.
+        names: what each model is called in messages.
         shared: those of the whole merge; they hold for a model that has none of its own.
         layers: how many layers the base has, for gradients; None if it does not say.
         where: the file, for messages.
@@ -32,6 +34,7 @@ class Settings:
 
     method: Method
     models: tuple[Given, ...]
+    names: tuple[str, ...]
     shared: Given
     layers: int | None
     where: object
@@ -44,11 +47,6 @@ class Settings:
         """
         return {parameter.name: self._value(parameter, tensor) for parameter in self.method.parameters}
 
-    @property
-    def has_gradients(self) -> bool:
-        """Whether any value is a list to interpolate over the layers."""
-        return any(_has_gradient(value) for given in (*self.models, self.shared) for value in given.values())
-
     def unknown(self) -> list[str]:
         """A sentence for each key that the method does not have: mergekit ignores it."""
         known = [parameter.name for parameter in self.method.parameters]
@@ -60,32 +58,41 @@ class Settings:
         if not parameter.per_model:
             return self._resolved(parameter, [self.shared], tensor, "the merge")
         return tuple(
-            self._resolved(parameter, [given, self.shared], tensor, f"model {index + 1} of {len(self.models)}")
-            for index, given in enumerate(self.models)
+            self._resolved(parameter, [given, self.shared], tensor, name)
+            for given, name in zip(self.models, self.names, strict=True)
         )
 
-    def _resolved(self, parameter: Parameter, scopes: Iterable[Given], tensor: str, owner: str) -> Any:
+    def _resolved(self, parameter: Parameter, scopes: Sequence[Given], tensor: str, owner: str) -> Any:
         for given in scopes:
             if parameter.name in given:
-                try:
-                    found = evaluate(given[parameter.name], tensor, self._position(tensor), parameter.kind)
-                except (ValueError, TypeError) as error:
-                    raise UntaxError(
-                        f"{parameter.name} of {owner} is {given[parameter.name]!r}, which is no"
-                        f" {parameter.kind.__name__}, filter or gradient.",
-                        where=f"{self.where}, key parameters",
-                        fix="Give one value, a list over the layers, or a list of {filter, value}.",
-                    ) from error
+                found = self._evaluated(parameter, given[parameter.name], tensor, owner)
                 if found is not None:
                     return found
-        if parameter.default is REQUIRED:
+        if parameter.default is not REQUIRED:
+            return parameter.default
+        only_filters = any(parameter.name in given for given in scopes)
+        raise UntaxError(
+            f"The method needs the parameter '{parameter.name}' for {owner}"
+            + (f": none of its filters is in {tensor}." if only_filters else "."),
+            where=self.where,
+            fix="Give it under `parameters:`."
+            + (f" Or leave base_model out, or list it with {parameter.name} 0." if parameter.counts_base else ""),
+        )
+
+    def _evaluated(self, parameter: Parameter, setting: Any, tensor: str, owner: str) -> Any:
+        try:
+            found = evaluate(setting, tensor, self._position(tensor), parameter.kind)
+        except (ValueError, TypeError) as error:
             raise UntaxError(
-                f"The method {self.method.name} needs the parameter '{parameter.name}' for {owner}"
-                + (f" and the tensor {tensor}." if any(parameter.name in given for given in scopes) else "."),
-                where=self.where,
-                fix="Give it under `parameters:`.",
+                f"{parameter.name} of {owner} is {setting!r}, no {parameter.kind.__name__}, filter or gradient.",
+                where=f"{self.where}, key parameters",
+                fix="Give one value, a list over the layers, or a list of {filter, value}.",
+            ) from error
+        if isinstance(found, float) and not math.isfinite(found):
+            raise UntaxError(
+                f"{parameter.name} of {owner} is {found}.", where=f"{self.where}, key parameters", fix="Give a number."
             )
-        return parameter.default
+        return found
 
     def _position(self, tensor: str) -> float:
         """0 at the first layer, 1 at the last; 0 outside the layers."""
@@ -140,6 +147,11 @@ def _checker(kind: type) -> Any:
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
+
+
+def has_gradients(given: Iterable[Given]) -> bool:
+    """Whether any value is a list to interpolate over the layers."""
+    return any(_has_gradient(value) for one in given for value in one.values())
 
 
 def _has_gradient(setting: Any) -> bool:

@@ -18,29 +18,27 @@ def _combined(block: Block, coefficients: tuple[float, ...]) -> torch.Tensor:
 
 
 def average(values: Values) -> tuple[tuple[float, ...], float]:
-    """(w_k / sum of w, 1), or (w_k, sum of w) without normalisation: the base is in every model.
-
-    Raises:
-        UntaxError: the weights sum to 0 and are to be normalised.
-    """
+    """(w_k / sum of w, 1), or (w_k, sum of w) without normalisation: the base is in every model."""
     weights = values["weight"]
     total = math.fsum(weights)
-    if not values["normalize"]:
-        return weights, total
+    return (tuple(weight / _divisor(total) for weight in weights), 1.0) if values["normalize"] else (weights, total)
+
+
+def summed(values: Values) -> tuple[tuple[float, ...], float]:
+    """(lambda * w_k, 1), divided by the sum of w with ``normalize``."""
+    weights = values["weight"]
+    divisor = _divisor(math.fsum(weights)) if values["normalize"] else 1.0
+    return tuple(values["lambda"] * weight / divisor for weight in weights), 1.0
+
+
+def _divisor(total: float) -> float:
     if abs(total) < 1e-8:
         raise UntaxError(
             f"The weights sum to {total:g} and cannot be normalised.",
             where="parameters: weight",
             fix="Change a weight, or say `normalize: false`.",
         )
-    return tuple(weight / total for weight in weights), 1.0
-
-
-def summed(values: Values) -> tuple[tuple[float, ...], float]:
-    """(lambda * w_k, 1), divided by the sum of w with ``normalize``."""
-    weights, total = values["weight"], math.fsum(values["weight"])
-    divisor = total if values["normalize"] and abs(total) >= 1e-8 else 1.0
-    return tuple(values["lambda"] * weight / divisor for weight in weights), 1.0
+    return total
 
 
 linear = Method(

@@ -35,7 +35,7 @@ def kept(density: float, count: int) -> int:
 
 
 def thresholds(job: Job) -> list[tuple[float, float]]:
-    """(the smallest magnitude that stays, what the rest is multiplied by) for each model, by tensor as mergekit does."""
+    """(smallest magnitude that stays, what stays is multiplied by) for each model, by tensor as mergekit does."""
     found = []
     for model, density in enumerate(job.values["density"]):
         limit = _limit(job.deltas, model, density)

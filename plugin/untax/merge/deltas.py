@@ -1,0 +1,90 @@
+"""The K deltas of one tensor, read block by block."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from untax.adapters.blocks import row_blocks
+from untax.adapters.header import TensorInfo
+from untax.adapters.rows import read_rows
+
+if TYPE_CHECKING:
+    import torch
+
+    from untax.adapters.changes import Change
+
+    Rows = Callable[[slice], torch.Tensor]
+    Opened = Callable[[slice, torch.Tensor | None], torch.Tensor]
+
+
+class TensorDeltas:
+    """See ``untax.merge.method.Deltas``; what an adapter has for the tensor is loaded when it is first needed.
+
+    Attributes:
+        tensor: its name in the base's checkpoint.
+        shape: as rows and columns.
+        changes: one for each model, None where a model leaves the tensor as it is.
+        base: called with rows, it returns those of the base in fp32, shape (n, columns).
+    """
+
+    def __init__(self, tensor: str, shape: tuple[int, ...], changes: Sequence[Change | None], base: Rows):
+        self.tensor, self.shape = tensor, table_shape(shape)
+        self.changes, self.base = tuple(changes), base
+        self._opened: dict[int, Opened] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def models(self) -> int:
+        """K."""
+        return len(self.changes)
+
+    def has(self, model: int) -> bool:
+        """Whether the model changes this tensor."""
+        return self.changes[model] is not None
+
+    def blocks(self) -> Iterator[slice]:
+        """Always the same slices: what is computed does not depend on how the work is shared out."""
+        yield from row_blocks(*self.shape)
+
+    def rows(self, model: int, rows: slice, base: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows of one delta, fp32, fresh.
+
+        Args:
+            model: its index.
+            rows: consecutive ones.
+            base: the same rows of the base, if they are at hand.
+        """
+        import torch
+
+        change = self.changes[model]
+        if change is None:
+            return torch.zeros(len(range(*rows.indices(self.shape[0]))), self.shape[1])
+        if change.needs_base and base is None:
+            base = self.base(rows)
+        return self._open(model, change)(rows, base)
+
+    def stacked(self, rows: slice, base: torch.Tensor) -> torch.Tensor:
+        """The same rows of all K deltas, shape (K, n, columns)."""
+        import torch
+
+        return torch.stack([self.rows(model, rows, base) for model in range(self.models)])
+
+    def _open(self, model: int, change: Change) -> Opened:
+        with self._lock:
+            if model not in self._opened:
+                self._opened[model] = change.open()
+            return self._opened[model]
+
+
+def table_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """(first dimension, product of all others)."""
+    return (shape[0] if shape else 1), math.prod(shape[1:])
+
+
+def stored_rows(info: TensorInfo) -> Rows:
+    """What reads rows of a tensor on disk in fp32, as a table."""
+    columns = table_shape(info.shape)[1]
+    return lambda rows: read_rows(info, rows).float().reshape(-1, columns)
