@@ -63,9 +63,9 @@ def test_mergekit_accepts_every_merge_of_a_run_folder(tmp_path: Path):
 
 def assert_mergekit_accepts(path: Path) -> None:
     """The schema, the method, and its parameters: none missing, none that mergekit would ignore."""
-    from untax.merge import engine
+    from untax.merge import mergekit_yaml
     from untax.merge.parameters import check_parameters
 
-    engine.import_quietly()
-    config = engine.read_config(yaml.safe_load(path.read_text()), where=path)
+    mergekit_yaml.import_quietly()
+    config = mergekit_yaml.read_config(yaml.safe_load(path.read_text()), where=path)
     assert check_parameters(config, where=path) == []

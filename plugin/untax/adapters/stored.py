@@ -152,7 +152,7 @@ class StoredAdapter:
         down, up = self.names[name + down_suffix], self.names.get(name + up_suffix)
         if up is None:
             raise UntaxError(
-                f"The adapter has {down} but not {name}{up_suffix}.",
+                f"The adapter has {down} but not {down.removesuffix(down_suffix)}{up_suffix}.",
                 where=self.folder / WEIGHTS_NAME,
                 fix="Train or copy the adapter again.",
             )

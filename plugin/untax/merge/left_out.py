@@ -1,56 +1,37 @@
-"""Tensors that mergekit does not know and leaves out without a word: noted, unless an adapter changed them."""
+"""Tensors that mergekit does not know and leaves out without a word: noted, unless an adapter changes them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from untax.adapters.base import StoredModel
 from untax.errors import UntaxError
-from untax.merge.checks import check_model
+from untax.merge.mergekit_reader import AdaptedLoader
 
 
-def left_out(references: list[Any], out: Path) -> dict[str, str | None]:
-    """Tensors that an input has and the output has not: name -> the adapter that changed it, if one did."""
-    from mergekit.common import ModelReference
-    from mergekit.io.tasks import LoaderCache
+def left_out(references: Iterable[Any], out: Path) -> list[str]:
+    """Names of tensors that an input has and the merged model has not, sorted.
 
-    written = check_model(out)
-    found: dict[str, str | None] = {}
-    for reference in references:
-        loader = LoaderCache().get(reference)
-        names = [name for name in loader.index.tensor_paths if name not in written]
-        base = LoaderCache().get(ModelReference(model=reference.model)) if names and reference.lora else None
-        for name in names:
-            changed = base is not None and not _equal(loader, base, name)
-            found[name] = str(reference.lora) if changed else found.get(name)
-    return found
-
-
-def _equal(one: Any, other: Any, name: str) -> bool:
-    if name not in other.index.tensor_paths:
-        # A tied output layer is written out by transformers, though the base stores it once.
-        return _is_copy(one, name)
-    return bool((one.get_tensor(name) == other.get_tensor(name)).all())
-
-
-def _is_copy(loader: Any, name: str) -> bool:
-    tensor = loader.get_tensor(name)
-    embedding = next((key for key in loader.index.tensor_paths if key.endswith("embed_tokens.weight")), None)
-    return embedding is not None and name == "lm_head.weight" and bool((loader.get_tensor(embedding) == tensor).all())
-
-
-def refuse_lost_deltas(missing: dict[str, str | None]) -> list[str]:
-    """The names that ``left_out`` found, when no adapter changed any of them.
+    Args:
+        references: the inputs, as mergekit's ModelReferences, read by ``adapters_as_deltas``.
+        out: the merged model.
 
     Raises:
-        UntaxError: an adapter did.
+        UntaxError: mergekit never read a tensor that an adapter changes.
     """
-    lost = {name: adapter for name, adapter in missing.items() if adapter is not None}
-    if lost:
-        name, adapter = next(iter(lost.items()))
-        raise UntaxError(
-            f"mergekit would lose {len(lost)} tensors that an adapter changed and that it does not know: {name}.",
-            where=adapter,
-            fix="Train without that module, or merge the adapter with PEFT's merge_and_unload.",
-        )
+    from mergekit.io.tasks import LoaderCache
+
+    written, missing = StoredModel(out).tensors, set[str]()
+    for reference in references:
+        loader = LoaderCache().get(reference)
+        missing.update(name for name in loader.index.tensor_paths if name not in written)
+        lost = sorted(set(loader.changes) - loader.used) if isinstance(loader, AdaptedLoader) else []
+        if lost:
+            raise UntaxError(
+                f"mergekit would lose {len(lost)} tensors that an adapter changes and it does not know: {lost[0]}.",
+                where=reference.lora,
+                fix="Train without that module, or use a merge method that untax merges itself.",
+            )
     return sorted(missing)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from untax.errors import UntaxError, near_names
-from untax.merge.left_out import left_out, refuse_lost_deltas
-from untax.merge.lora_cache import RANDOM_METHODS, link_kept_copies
-from untax.merge.references import with_plain_folders
+from untax.merge.left_out import left_out
+from untax.merge.mergekit_reader import adapters_as_deltas, without_adapter
+from untax.merge.mergekit_writer import Scaling, StoredDtypes, finished_by, scaled_base
+from untax.merge.references import Source, with_plain_folders
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -119,34 +120,44 @@ def _in_order(config: MergeConfiguration) -> Iterator[Any]:
         yield from (source.model for source in part.sources)
 
 
-def run(config: MergeConfiguration, options: MergeOptions, source: str, out: Path, *, where: object) -> list[str]:
-    """Merge with mergekit into ``out``; merged copies of adapters are made in a new folder beside it.
+def run(
+    config: MergeConfiguration, options: MergeOptions, source: str, out: Path, *, where: object, scale: float = 1.0
+) -> list[str]:
+    """Merge with mergekit into ``out``; adapters are read as deltas of their base, and no merged copy is written.
+
+    The arithmetic is in fp32 whatever ``dtype`` says (float64 where it says that), and every tensor is rounded once: to
+    ``out_dtype``, else to ``dtype``, else to the dtype in which ``base_model``, or else the first model, stores it.
+
+    Args:
+        config: is not changed.
+        options: ``lora_merge_cache`` and ``lora_merge_dtype`` have no effect.
+        source: the configuration's text, which is put beside the model.
+        out: an empty folder.
+        where: the configuration's file, for messages.
+        scale: what is written is base + scale * (merged - base).
 
     Returns:
         Names of tensors of the inputs that mergekit does not know and left out, none of them changed by an adapter.
 
     Raises:
-        UntaxError: the merge failed, or would have lost part of an adapter.
+        UntaxError: the merge failed, would have lost part of an adapter, or is to be scaled and has no common base.
     """
-    from mergekit.io.tasks import LoaderCache
     from mergekit.merge import run_merge
 
-    cache = out.with_name(f"{out.name}.merged-adapters")
-    cache.mkdir()
-    # mergekit's cache of open models lives as long as the process, and its key is the path alone.
-    LoaderCache().loaders.clear()
     whole = not (config.slices or config.modules)  # run_merge rewrites the configuration
     references = config.referenced_models()
-    with plain_errors(where):
+    scaling = Scaling(scaled_base(config, where=where), scale, where) if scale != 1 else None
+    out_dtype, rounding = config.out_dtype or config.dtype, None
+    if out_dtype is None:
+        donor = without_adapter(references[0]).model
+        rounding = StoredDtypes(Source(donor.path, donor.revision).folder)
+        out_dtype = rounding.most
+    exact = "float64" if config.dtype == "float64" else "float32"
+    own = config.model_copy(update={"dtype": exact, "out_dtype": out_dtype}, deep=True)
+    with plain_errors(where), adapters_as_deltas(), finished_by(scaling, rounding), _strictly():
         options.apply_global_options()
-        if options.lora_merge_cache is not None and config.merge_method not in RANDOM_METHODS:
-            link_kept_copies(cache, references, options)
-        private = options.model_copy(update={"lora_merge_cache": str(cache)})
-        with _strictly():
-            run_merge(config, str(out), options=private, config_source=source)
-        missing = left_out(references, out) if whole else {}
-    LoaderCache().loaders.clear()
-    return refuse_lost_deltas(missing)
+        run_merge(own, str(out), options=options, config_source=source)
+        return left_out(references, out) if whole else []
 
 
 @contextlib.contextmanager
