@@ -99,6 +99,13 @@ def without_adapter(model: ModelReference) -> ModelReference:
     return model if model.lora is None else model.model_copy(update={"lora": None})
 
 
+def gathered(sources: Any) -> Any:
+    """What a task of mergekit's that gathers a tensor from all models reads: model -> WeightInfo; None for others."""
+    while hasattr(sources, "gather_tensors"):
+        sources = sources.gather_tensors
+    return getattr(sources, "weight_info", None)
+
+
 def _open(base: Any, model: ModelReference) -> AdaptedLoader:
     adapter = StoredAdapter(Source(model.lora.path, model.lora.revision).folder)
     return AdaptedLoader(base, read_changes(adapter, StoredModel(Path(base.index.base_path))))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from untax.adapters.base import StoredModel
 from untax.errors import UntaxError
-from untax.merge.mergekit_reader import without_adapter
+from untax.merge.mergekit_reader import gathered, without_adapter
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class Scaling:
     def _base_tensor(self, task: Any) -> torch.Tensor:
         from mergekit.io.tasks import LoadTensor
 
-        sources = task.tensor_task.gather_tensors.weight_info
+        sources = gathered(task.tensor_task.gather_tensors)
         weights = {weight.name: weight for model, weight in sources.items() if without_adapter(model) == self.base}
         if len(weights) != 1:
             problem = f"{task.tensor_name} comes from {len(weights)} tensors of the base, so its delta has no scale."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from untax.errors import UntaxError, near_names
+from untax.merge import mergekit_methods
 from untax.merge.left_out import left_out
 from untax.merge.mergekit_reader import adapters_as_deltas, without_adapter
 from untax.merge.mergekit_writer import Scaling, StoredDtypes, finished_by, scaled_base
@@ -72,17 +73,19 @@ def read_options(arguments: list[str]) -> MergeOptions:
 
 
 def read_config(raw: dict[str, Any], *, where: object) -> MergeConfiguration:
-    """Validate a configuration with mergekit's own classes.
+    """Validate a configuration with mergekit's own classes; mergekit knows untax's methods from then on.
 
     Where there is no ``base_model``, mergekit takes the config and tokenizer of an arbitrary model, which changes with
     PYTHONHASHSEED; here it is always the first one in the file.
 
     Raises:
-        UntaxError: what mergekit says is wrong, or a method that it does not have.
+        UntaxError: what mergekit says is wrong, or a method that it does not know.
     """
     from mergekit.config import MergeConfiguration
     from mergekit.merge_methods.registry import registered_methods
     from pydantic import ValidationError
+
+    mergekit_methods.register()
 
     class OrderedConfiguration(MergeConfiguration):
         def referenced_models(self) -> list[Any]:
