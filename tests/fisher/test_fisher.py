@@ -19,9 +19,11 @@ import untax
 from toys import sft_rows, write_jsonl
 from untax.adapters.statistics import Diagonal
 from untax.errors import UntaxError
-from untax.fisher.fisher import Data, Made, Settings, fisher, manifest_name
+from untax.fisher.fisher import Made, Settings, fisher
+from untax.fisher.inputs import Data
 from untax.fisher.model import Model
-from untax.fisher.store import write_diagonal
+from untax.fisher.output import manifest_name
+from untax.fisher.store import write_tensors
 from untax.manifest import changed_outputs, digest_file, digest_model, read_manifest
 
 from .networks import assert_same, naive
@@ -112,7 +114,8 @@ def test_the_same_again_gives_the_same_bytes_in_any_process(
     contents = {make(f"{number}.safetensors").path.read_bytes() for number in range(2)}
     program = (
         "import sys; from pathlib import Path\n"
-        "from untax.fisher.fisher import Data, Settings, fisher; from untax.fisher.model import Model\n"
+        "from untax.fisher.fisher import Settings, fisher; from untax.fisher.inputs import Data\n"
+        "from untax.fisher.model import Model\n"
         "base, data, out = map(Path, sys.argv[1:])\n"
         "fisher(Model(str(base), base), Data(data, str), out, Settings(samples=5, sequence_len=20), device='cpu')\n"
     )
@@ -133,7 +136,7 @@ def test_the_bytes_are_those_of_the_format(tmp_path: Path) -> None:
         "one": torch.tensor(2.0),
     }
     written["turned"] = torch.rand(4, 3).T
-    write_diagonal(tmp_path / "f.safetensors", written, {"z": "ü", "a": "1"})
+    write_tensors(tmp_path / "f.safetensors", written, {"z": "ü", "a": "1"})
     loaded = load_file(tmp_path / "f.safetensors")
     assert loaded.keys() == written.keys()
     for name, value in written.items():

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from untax.errors import UntaxError
-from untax.fisher.sequences import TokenSequence, batches
+from untax.fisher.sequences import TokenSequence, batches, padded, pass_tokens
 from untax.fisher.squares import MixedTokens, Squares
 from untax.fisher.weights import Weight
 
@@ -32,9 +32,6 @@ DEFINITION = (
     "F_j = 1/N * sum_n (d log p(x_n) / d theta_j)^2, log p summed over the scored tokens of sequence x_n; "
     "labels data: the text's own tokens (empirical Fisher); labels model: tokens drawn from the model at each place"
 )
-# Tokens in one batch, padding included, and elements of its logits (1 GB of fp32).
-CPU_TOKENS, GPU_TOKENS = 2048, 16384
-LOGITS = 1 << 28
 IGNORED = -100
 
 
@@ -71,7 +68,7 @@ def estimate(
     squares = Squares(weights, block_elements=block_elements)
     one_by_one = squares.one_by_one
     try:
-        for batch in batches(sequences, batch_tokens or _batch_tokens(network)):
+        for batch in batches(sequences, batch_tokens or pass_tokens(network)):
             if not one_by_one:
                 try:
                     _step(network, squares, batch, labels, seed)
@@ -88,19 +85,14 @@ def estimate(
         squares.close()
 
 
-def _batch_tokens(network: Any) -> int:
-    most = GPU_TOKENS if network.device.type == "cuda" else CPU_TOKENS
-    return min(most, LOGITS // network.get_input_embeddings().weight.shape[0])
-
-
 def _step(network: Any, squares: Squares, batch: list[TokenSequence], labels: str, seed: int) -> None:
     """Add the squared gradients of each sequence of a batch."""
     import torch
     from torch.nn.functional import cross_entropy
 
-    width = max(len(sequence.ids) for sequence in batch)
-    ids, targets = (tensor.to(network.device) for tensor in _padded(batch, width))
-    squares.begin(len(batch), width)
+    ids = padded(batch)
+    ids, targets = (tensor.to(network.device) for tensor in (ids, _targets(batch, ids)))
+    squares.begin(*ids.shape)
     with torch.enable_grad():
         # Nothing that is scored depends on what is to its right, so padding needs no mask, and attention is faster.
         logits = network(input_ids=ids, use_cache=False).logits[:, :-1].float()
@@ -110,18 +102,14 @@ def _step(network: Any, squares: Squares, batch: list[TokenSequence], labels: st
     squares.end()
 
 
-def _padded(batch: list[TokenSequence], width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids, (n, width), padded on the right by the last one; and the target after each place, (n, width - 1)."""
+def _targets(batch: list[TokenSequence], ids: torch.Tensor) -> torch.Tensor:
+    """The token to score after each place, or IGNORED; of padded ids (n, width), shape (n, width - 1)."""
     import torch
 
-    ids = torch.empty((len(batch), width), dtype=torch.int64)
-    targets = torch.full((len(batch), width - 1), IGNORED, dtype=torch.int64)
+    targets = torch.full((ids.shape[0], ids.shape[1] - 1), IGNORED, dtype=torch.int64)
     for row, sequence in enumerate(batch):
-        length = len(sequence.ids)
-        ids[row, :length] = torch.tensor(sequence.ids)
-        ids[row, length:] = sequence.ids[-1]
-        targets[row, sequence.start - 1 : length - 1] = ids[row, sequence.start : length]
-    return ids, targets
+        targets[row, sequence.start - 1 : len(sequence.ids) - 1] = ids[row, sequence.start : len(sequence.ids)]
+    return targets
 
 
 def _draw(logits: torch.Tensor, targets: torch.Tensor, batch: list[TokenSequence], seed: int) -> None:

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from untax.errors import UntaxError
 from untax.fisher.texts import Text
+
+if TYPE_CHECKING:
+    import torch
+
+# Tokens in one pass, padding included, and elements of its logits (1 GB of fp32).
+CPU_TOKENS, GPU_TOKENS = 2048, 16384
+LOGITS = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -95,3 +102,23 @@ def batches(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[To
         size = max(1, tokens // len(ordered[start].ids))
         yield ordered[start : start + size]
         start += size
+
+
+def pass_tokens(network: Any) -> int:
+    """How many tokens, padding included, a network reads in one pass."""
+    most = GPU_TOKENS if network.device.type == "cuda" else CPU_TOKENS
+    return int(min(most, LOGITS // network.get_input_embeddings().weight.shape[0]))
+
+
+def padded(batch: Sequence[TokenSequence]) -> torch.Tensor:
+    """Token ids, shape (n, longest), padded on the right by each sequence's last one.
+
+    Causal networks need no mask for that: nothing depends on what is to its right.
+    """
+    import torch
+
+    ids = torch.empty((len(batch), max(len(sequence.ids) for sequence in batch)), dtype=torch.int64)
+    for row, sequence in enumerate(batch):
+        ids[row, : len(sequence.ids)] = torch.tensor(sequence.ids)
+        ids[row, len(sequence.ids) :] = sequence.ids[-1]
+    return ids

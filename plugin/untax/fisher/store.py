@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 8
 
 
-def write_diagonal(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write tensors as fp32, in the order of their names, whole or not at all.
 
     safetensors' own writer orders metadata anew in each process, and so the bytes would differ each time. The format is
