@@ -61,7 +61,7 @@ def kth_largest(blocks: Blocks, count: int, k: int, *, where: object = "the delt
     if count <= CPU_ELEMENTS:
         return _among(numpy.concatenate(list(magnitudes())), rank)
     low, high = _bracket(_sample(magnitudes(), count), rank / count)
-    found = _within(magnitudes(), count, rank, low, high)
+    found = _within(magnitudes, count, rank, low, high)
     return _by_digits(magnitudes, rank) if found is None else found
 
 
@@ -116,33 +116,41 @@ def _bracket(sample: Array, share: float) -> tuple[float, float]:
     return (float(sample[low]) if low >= 0 else -1.0), (float(sample[high]) if high < size else math.inf)
 
 
-def _within(magnitudes: Iterator[Array], count: int, rank: int, low: float, high: float) -> float | None:
-    """The magnitude of that rank if it lies between the bounds or is one of them; else None.
-
-    Elements that are equal to a bound are only counted: a sparse delta has millions of zeros.
-    """
+def _within(magnitudes: Callable[[], Iterator[Array]], count: int, rank: int, low: float, high: float) -> float | None:
+    """The magnitude of that rank if it lies between the bounds or is one of them; else None."""
     import numpy
 
-    above = reach_high = below = 0
+    below_high = above_low = collected = 0
     inside: list[Array] = []
-    collected = 0
-    for values in magnitudes:
+    for values in magnitudes():
         # NumPy compares and counts several times faster than torch does.
-        upper, lower = values >= high, values <= low
-        above += int(numpy.count_nonzero(values > high))
-        below += int(numpy.count_nonzero(values < low))
-        reach_high += int(numpy.count_nonzero(upper))
-        inside.append(values[numpy.flatnonzero(~(upper | lower))])
+        under, over = values < high, values > low
+        below_high += int(numpy.count_nonzero(under))
+        above_low += int(numpy.count_nonzero(over))
+        inside.append(values[numpy.flatnonzero(numpy.logical_and(under, over, out=under))])
         collected += len(inside[-1])
         if collected > CPU_ELEMENTS + count // _COLLECTED:
             return None
-    if rank <= above or rank > count - below:
-        return None
-    if rank <= reach_high:
-        return high
-    if rank > reach_high + collected:
+    reach_high = count - below_high
+    if reach_high < rank <= above_low and low < high:
+        return _among(numpy.concatenate(inside), rank - reach_high)
+    return _at_a_bound(magnitudes, count, rank, low, high)
+
+
+def _at_a_bound(
+    magnitudes: Callable[[], Iterator[Array]], count: int, rank: int, low: float, high: float
+) -> float | None:
+    """One of the bounds, if so many elements equal it: a sparse delta has millions of zeros."""
+    import numpy
+
+    above = below = above_low = 0
+    for values in magnitudes():
+        above += int(numpy.count_nonzero(values > high))
+        above_low += int(numpy.count_nonzero(values > low))
+        below += int(numpy.count_nonzero(values < low))
+    if above_low < rank <= count - below:
         return low
-    return _among(numpy.concatenate(inside), rank - reach_high)
+    return high if above < rank <= above_low else None
 
 
 def _by_digits(magnitudes: Callable[[], Iterator[Array]], rank: int) -> float:

@@ -67,16 +67,31 @@ class TensorDeltas:
         return self._open(model, change)(rows, base)
 
     def stacked(self, rows: slice, base: torch.Tensor) -> torch.Tensor:
-        """The same rows of all K deltas, shape (K, n, columns)."""
-        import torch
-
-        return torch.stack([self.rows(model, rows, base) for model in range(self.models)])
+        """The same rows of all K deltas, shape (K, n, columns); this thread's next call overwrites them."""
+        found = _scratch(self.models, *base.shape)
+        for model, delta in enumerate(found):
+            delta.copy_(self.rows(model, rows, base)) if self.has(model) else delta.zero_()
+        return found
 
     def _open(self, model: int, change: Change) -> Opened:
         with self._lock:
             if model not in self._opened:
                 self._opened[model] = change.open()
             return self._opened[model]
+
+
+_threads = threading.local()
+
+
+def _scratch(*shape: int) -> torch.Tensor:
+    """The same memory for every block: to have it from the system anew costs as much as the product itself."""
+    import torch
+
+    needed = math.prod(shape)
+    if getattr(_threads, "memory", None) is None or _threads.memory.numel() < needed:
+        _threads.memory = torch.empty(needed)
+    memory: torch.Tensor = _threads.memory
+    return memory[:needed].view(shape)
 
 
 def table_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from untax.merge.tensor_job import TensorJob
 if TYPE_CHECKING:
     import torch
 
-_ELEMENTS = 1 << 22
-_BYTES = 1 << 24
+_ELEMENTS = 1 << 20
+_BYTES = 1 << 22
 # All ones in the exponent: the smallest such number without its sign is infinity, all above are NaN.
 _INFINITIES = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
 

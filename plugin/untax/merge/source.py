@@ -23,6 +23,8 @@ class BaseReader:
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
         if kind is None:
             self._finish()
+        elif self._reader is not None:
+            self._reader.abandon()
 
     def read(self, file: Path, start: int, stop: int) -> bytearray:
         """The bytes of a file between two offsets; forward only, and no file twice."""

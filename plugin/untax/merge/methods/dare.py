@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from untax.merge.masks import keep_mask
+from untax.merge.masks import KeepMask, keep_mask
 from untax.merge.method import Block, Job, Method, Parameter
 from untax.merge.methods.consensus import elect
 from untax.merge.methods.linear import TASK_PARAMETERS, summed
@@ -13,56 +14,73 @@ if TYPE_CHECKING:
     import torch
 
 
-def _norm_ratios(job: Job) -> list[float]:
-    """||delta||_1 / ||masked delta||_1 for each model, as mergekit rescales; 1 where either is next to nothing."""
-    ratios = []
-    for model, density in enumerate(job.values["density"]):
-        before = after = 0.0
-        if density < 1 and job.values["rescale"] and job.deltas.has(model):
-            for rows in job.deltas.blocks():
-                block = job.deltas.rows(model, rows)
-                mask = keep_mask(job.seed, job.deltas.tensor, model, job.deltas.shape, rows, density)
-                before += float(block.abs_().double().sum())
-                after += float(block.mul_(mask).double().sum())
-        ratios.append(before / after if min(before, after) >= 1e-7 else 1.0)
-    return ratios
+@dataclass(frozen=True)
+class _Dropped:
+    """What stays of one model's delta, and what it is multiplied by."""
+
+    mask: KeepMask
+    factor: float
 
 
-def _drop(block: Block, factors: list[float]) -> None:
-    for model, density in enumerate(block.values["density"]):
-        if density < 1:
-            mask = keep_mask(block.seed, block.tensor, model, block.shape, block.rows, density)
-            block.deltas[model].mul_(mask.to(block.deltas.device))
-            if factors[model] != 1:
-                block.deltas[model].mul_(factors[model])
+def _draw(job: Job, model: int) -> KeepMask | None:
+    """None where everything stays."""
+    density = job.values["density"][model]
+    if density >= 1 or not job.deltas.has(model):
+        return None
+    return keep_mask(job.seed, job.deltas.tensor, model, job.deltas.shape, density)
 
 
-def _add(block: Block) -> torch.Tensor:
+def _rescaled_by_norm(job: Job) -> list[_Dropped | None]:
+    """As mergekit rescales: by ||delta||_1 / ||masked delta||_1."""
+    masks = [_draw(job, model) for model in range(job.deltas.models)]
+    rescale = job.values["rescale"]
+    return [
+        None if mask is None else _Dropped(mask, _norm_ratio(job, model, mask) if rescale else 1.0)
+        for model, mask in enumerate(masks)
+    ]
+
+
+def _norm_ratio(job: Job, model: int, mask: KeepMask) -> float:
+    """1 where either norm is next to nothing."""
+    before = after = 0.0
+    for rows in job.deltas.blocks():
+        magnitudes = job.deltas.rows(model, rows).abs_()
+        before += float(magnitudes.sum())
+        after += float(magnitudes.mul_(mask.rows(rows)).sum())
+    return before / after if min(before, after) >= 1e-7 else 1.0
+
+
+def _rescaled_by_density(job: Job) -> list[_Dropped | None]:
+    """As the paper rescales: by 1 / density, so that the expectation of each element is kept."""
+    masks = [_draw(job, model) for model in range(job.deltas.models)]
+    densities = job.values["density"]
+    return [None if mask is None else _Dropped(mask, 1 / densities[model]) for model, mask in enumerate(masks)]
+
+
+def _drop(block: Block) -> None:
+    for delta, dropped in zip(block.deltas, block.statistics, strict=True):
+        if dropped is not None:
+            delta.mul_(dropped.mask.rows(block.rows).to(delta.device))
+            if dropped.factor != 1:
+                delta.mul_(dropped.factor)
+
+
+def _merge_linear(block: Block) -> torch.Tensor:
+    _drop(block)
     coefficients = block.deltas.new_tensor(summed(block.values)[0])
     return (coefficients @ block.deltas.flatten(1)).view_as(block.deltas[0])
 
 
-def _merge_linear(block: Block) -> torch.Tensor:
-    _drop(block, block.statistics)
-    return _add(block)
-
-
 def _merge_ties(block: Block) -> torch.Tensor:
-    _drop(block, block.statistics)
+    _drop(block)
     merged = elect(block.deltas, block.values["weight"], normalize=block.values["normalize"])
     return merged.mul_(block.values["lambda"])
-
-
-def _merge_exact(block: Block) -> torch.Tensor:
-    _drop(block, [1 / density for density in block.values["density"]])
-    return _add(block)
 
 
 _PARAMETERS = (*TASK_PARAMETERS, Parameter("normalize", bool, default=False))
 _URL = "https://arxiv.org/abs/2311.03099"
 _RESCALED = (*_PARAMETERS, Parameter("rescale", bool, default=True))
 
-dare_linear = Method("dare_linear", _RESCALED, _merge_linear, statistics=_norm_ratios, url=_URL)
-dare_ties = Method("dare_ties", _RESCALED, _merge_ties, statistics=_norm_ratios, url=_URL)
-dare_exact = Method("dare_exact", _PARAMETERS, _merge_exact, url=_URL)
-"""The paper's: what stays is divided by its probability, so that the expectation of each element is kept."""
+dare_linear = Method("dare_linear", _RESCALED, _merge_linear, statistics=_rescaled_by_norm, url=_URL)
+dare_ties = Method("dare_ties", _RESCALED, _merge_ties, statistics=_rescaled_by_norm, url=_URL)
+dare_exact = Method("dare_exact", _PARAMETERS, _merge_linear, statistics=_rescaled_by_density, url=_URL)
