@@ -222,8 +222,22 @@ def _print(summary: list[dict[str, Any]]) -> None:
     for line in lines:
         print("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)))
     for one in summary:
+        _print_layers(one)
+    for one in summary:
         if "seconds_by_stock" in one:
             print(_goal(one))
+
+
+def _print_layers(one: dict[str, Any]) -> None:
+    """What rounding costs, by the size of the deltas."""
+    error = one.get("error", {})
+    for layer, best in zip(error.get("layers", []), error.get("rounded_once", {}).get("layers", []), strict=True):
+        if "relative_error" in layer:
+            print(
+                f"{one['method']} {one['contender']}, deltas of {layer['relative_size']:.2g} of the weights: "
+                f"relative error {layer['relative_error']:.3f}, rounded once {best['relative_error']:.3f}; "
+                f"elements as in the base {layer['unchanged']:.1%}, rounded once {best['unchanged']:.1%}"
+            )
 
 
 def _goal(one: dict[str, Any]) -> str:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from merge_models import ADAPTERS, ALPHA, METHODS, MLP, RANK, Shape
+from merge_models import ADAPTERS, ALPHA, METHODS, MLP, RANK, Shape, relative_size
 from safetensors import safe_open
 
 ROWS = 128
 """Of a tensor at a time, for what is done element by element."""
 
 
-def sampled(shape: Shape) -> list[str]:
+def sampled(shape: Shape) -> dict[int, list[str]]:
     """All MLP tensors of the first layer, one in the middle and the last."""
     layers = sorted({0, shape.layers // 2, shape.layers - 1})
-    return [f"model.layers.{layer}.mlp.{name}.weight" for layer in layers for name in MLP]
+    return {layer: [f"model.layers.{layer}.mlp.{name}.weight" for name in MLP] for layer in layers}
 
 
 def measure(folder: Path, shape: Shape, method: str, outputs: dict[str, Path]) -> dict[str, dict[str, Any]]:
@@ -26,29 +28,35 @@ def measure(folder: Path, shape: Shape, method: str, outputs: dict[str, Path]) -
 
     ``relative_error`` is ||(out - base) - true|| / ||true||, and beside it stands ``rounded_once``, the same of the
     float64 merge rounded to the output's dtype: no file can do better. ``off`` is the share of elements that are more
-    than one step of the dtype away from that. For methods that draw at random ``true`` is the expectation over all
-    masks, and only ``slope`` = <out - base, true> / <true, true> is given, which is 1 on average.
+    than one step of the dtype away from that, ``unchanged`` the share that equal the base's. ``layers`` has the same
+    for each layer, with the size of its adapters' deltas by that of its weights. For methods that draw at random
+    ``true`` is the expectation over all masks, and ``slope`` = <out - base, true> / <true, true>, 1 on average, is
+    given in place of errors.
     """
-    found = {name: _Sums() for name in (*outputs, "rounded_once")}
+    sums = {name: {layer: _Sums() for layer in sampled(shape)} for name in (*outputs, "rounded_once")}
     differing = elements = 0
-    for tensor in sampled(shape):
-        base = _read(folder / "base", tensor)
-        own = {name: _read(path, tensor) for name, path in outputs.items()}
-        deltas = torch.stack([_delta(folder / f"a{number}", tensor) for number in range(ADAPTERS)])
-        kept = _kept(deltas, method)
-        for start in range(0, base.shape[0], ROWS):
-            rows = slice(start, start + ROWS)
-            true = _merged(deltas[:, rows], kept[:, rows], method)
-            rounded = (base[rows].double() + true).to(base.dtype)
-            for name, values in {**own, "rounded_once": rounded}.items():
-                out = values if name == "rounded_once" else values[rows]
-                found[name].add(out, base[rows], true, rounded)
-            if len(own) == 2:
-                one, other = (values[rows] for values in own.values())
-                differing += int((_steps(one, other) > 1).sum())
-        elements += base.numel()
-    result = {name: sums.summary(random=method == "dare_ties") for name, sums in found.items()}
-    if len(outputs) == 2 and method != "dare_ties":
+    for layer, tensors in sampled(shape).items():
+        for tensor in tensors:
+            base = _read(folder / "base", tensor)
+            own = {name: _read(path, tensor) for name, path in outputs.items()}
+            deltas = torch.stack([_delta(folder / f"a{number}", tensor) for number in range(ADAPTERS)])
+            kept = _kept(deltas, method)
+            for start in range(0, base.shape[0], ROWS):
+                rows = slice(start, start + ROWS)
+                true = _merged(deltas[:, rows], kept[:, rows], method)
+                rounded = (base[rows].double() + true).to(base.dtype)
+                for name, values in {**{name: own[name][rows] for name in own}, "rounded_once": rounded}.items():
+                    sums[name][layer].add(values, base[rows], true, rounded)
+                if len(own) == 2:
+                    one, other = (values[rows] for values in own.values())
+                    differing += int((_steps(one, other) > 1).sum())
+            elements += base.numel()
+    random = method == "dare_ties"
+    result = {name: sum(own.values(), _Sums()).summary(random=random) for name, own in sums.items()}
+    for name, own in sums.items():
+        sizes = {layer: {"relative_size": relative_size(layer, shape.layers)} for layer in own}
+        result[name]["layers"] = [sizes[layer] | found.summary(random=random) for layer, found in own.items()]
+    if len(outputs) == 2 and not random:
         result["both"] = {"differ_by_more_than_a_step": differing / elements}
     return result
 
@@ -62,7 +70,7 @@ def untouched(folder: Path, shape: Shape, output: Path) -> bool:
 def adapter_error(folder: Path, shape: Shape, adapter: Path) -> float:
     """The relative error of a merged adapter's delta, for linear."""
     lost = size = 0.0
-    for tensor in sampled(shape):
+    for tensor in itertools.chain(*sampled(shape).values()):
         true = torch.stack([_delta(folder / f"a{number}", tensor) for number in range(ADAPTERS)]).mean(dim=0)
         down, up = _factors(adapter, tensor)
         lost += float(((up @ down - true) ** 2).sum())
@@ -70,10 +78,17 @@ def adapter_error(folder: Path, shape: Shape, adapter: Path) -> float:
     return math.sqrt(lost / size)
 
 
+@dataclass
 class _Sums:
-    def __init__(self) -> None:
-        self.lost = self.true = self.product = 0.0
-        self.off = self.elements = 0
+    lost: float = 0.0
+    true: float = 0.0
+    product: float = 0.0
+    off: int = 0
+    unchanged: int = 0
+    elements: int = 0
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     def add(self, out: torch.Tensor, base: torch.Tensor, true: torch.Tensor, rounded: torch.Tensor) -> None:
         delta = out.double() - base.double()
@@ -81,13 +96,14 @@ class _Sums:
         self.true += float((true**2).sum())
         self.product += float((delta * true).sum())
         self.off += int((_steps(out, rounded) > 1).sum())
+        self.unchanged += int((out == base).sum())
         self.elements += out.numel()
 
-    def summary(self, *, random: bool) -> dict[str, float]:
-        slope = {"slope": self.product / self.true}
+    def summary(self, *, random: bool) -> dict[str, Any]:
+        found = {"slope": self.product / self.true, "unchanged": self.unchanged / self.elements}
         if random:
-            return slope
-        return {"relative_error": math.sqrt(self.lost / self.true), "off": self.off / self.elements, **slope}
+            return found
+        return {"relative_error": math.sqrt(self.lost / self.true), "off": self.off / self.elements, **found}
 
 
 def _kept(deltas: torch.Tensor, method: str) -> torch.Tensor:
