@@ -9,7 +9,7 @@ from typing import NoReturn
 from untax.adapters.base import StoredModel, same_values, shape_text
 from untax.adapters.change_kinds import BiasShift, Change, DoraChange, LowRankChange, ReplacedTensor
 from untax.adapters.header import TensorInfo
-from untax.adapters.mergeable import OUTPUT_LAYER, refuse_holes, refuse_other_kinds, refuse_tied
+from untax.adapters.mergeable import OUTPUT_LAYER, is_tied, refuse_holes, refuse_other_kinds, refuse_tied
 from untax.adapters.statistics import FLOATING
 from untax.adapters.stored import CONFIG_NAME, WEIGHTS_NAME, StoredAdapter, StoredLayer
 from untax.errors import UntaxError
@@ -49,6 +49,8 @@ class _Reading:
         self.left = dict(adapter.names)
         self.changes: dict[str, Change] = {}
         self._spelled = {info: name for name, info in base.tensors.items()}
+        self._names = {key: name for name, key in adapter.names.items()}
+        self._tied, self._embedding = is_tied(base), base.embedding
         self._mixed = any(self._contradicts(layer) for layer in adapter.layers)
 
     def take_layer(self, layer: StoredLayer) -> None:
@@ -57,7 +59,7 @@ class _Reading:
         layer = self._oriented(layer, target)
         name = self._spelled[target]
         self._add(layer.down, self._with_magnitude(LowRankChange(self.adapter, layer, name, target.shape, layer.scale)))
-        self.left = {name: key for name, key in self.left.items() if key not in (layer.down, layer.up)}
+        del self.left[self._names[layer.down]], self.left[self._names[layer.up]]
         self._take_copy(layer.copy, target)
         self._take_bias_shift(layer)
         self._take_bias(layer)
@@ -148,7 +150,10 @@ class _Reading:
             self._refuse(key, f"changes a quantised tensor: {reason}.", "Merge it with the base in 16 or 32 bits.")
         if found is None:
             self._refuse(key, f"changes {name}, which the base {self.base.folder} has not.", _OWN_BASE)
-        refuse_tied(self.base, key, name, found)
+        # An embedding that cannot be told by its name may be any that has factors for tokens.
+        embedding = found == self._embedding if self._embedding is not None else ".lora_embedding_" in key
+        if self._tied and (embedding or name.endswith(OUTPUT_LAYER)):
+            refuse_tied(self.base, key)
         return found
 
     def _stored(self, key: str, target: TensorInfo) -> TensorInfo:
@@ -193,7 +198,7 @@ class _Reading:
             return
         name, fix = self._spelled[target], _OWN_BASE
         problem = f"{name} is {shape_text(target.shape)} there and {shape_text(here)} here"
-        vocabulary = target == self.base.embedding or name.endswith(OUTPUT_LAYER)
+        vocabulary = target == self._embedding or name.endswith(OUTPUT_LAYER)
         if vocabulary and here[1:] == target.shape[1:]:
             problem += ", with tokens added or removed"
             fix = f"Save the base with {here[0]} tokens (resize_token_embeddings), then merge with that base."

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from untax.adapters.base import StoredModel
-from untax.adapters.header import TensorInfo
 from untax.adapters.live import BASE_CHANGING_INITS
 from untax.adapters.stored import CONFIG_NAME, StoredAdapter
 from untax.errors import UntaxError
@@ -48,28 +47,30 @@ def _refuse(adapter: StoredAdapter, reason: str) -> NoReturn:
     )
 
 
-def refuse_tied(base: StoredModel, key: str, name: str, found: TensorInfo) -> None:
+def is_tied(base: StoredModel) -> bool:
+    """Whether one tensor of the base is both its embedding and its output layer."""
+    declared = base.config.get("tie_word_embeddings")
+    if declared is not None:
+        return bool(declared)
+    return not any(tensor.endswith((OUTPUT_LAYER, "embed_out.weight")) for tensor in base.tensors)
+
+
+def refuse_tied(base: StoredModel, key: str) -> NoReturn:
     """Refuse a change of the embedding or of the output layer of a base that has one tensor for both.
 
     Args:
         base: the base.
-        key: the adapter's key, for the message.
-        name: of the tensor in the loaded model.
-        found: the tensor of the base that ``name`` stands for.
+        key: the adapter's key.
 
     Raises:
-        UntaxError: the two are tied.
+        UntaxError: always.
     """
-    declared = base.config.get("tie_word_embeddings")
-    has_output = any(tensor.endswith((OUTPUT_LAYER, "embed_out.weight")) for tensor in base.tensors)
-    tied = bool(declared) or (declared is None and not has_output)
-    if tied and (found == base.embedding or name.endswith(OUTPUT_LAYER)):
-        raise UntaxError(
-            f"The adapter's key {key} changes one of embedding and output layer, and the base has one tensor for both.",
-            where=base.folder,
-            fix=f"Save the base untied first (tie_word_embeddings: false, a {OUTPUT_LAYER} that is a copy of the "
-            "embedding), then merge with that base; it is another one to the adapter, so say --allow-crimes.",
-        )
+    raise UntaxError(
+        f"The adapter's key {key} changes one of embedding and output layer, and the base has one tensor for both.",
+        where=base.folder,
+        fix=f"Save the base untied first (tie_word_embeddings: false, a {OUTPUT_LAYER} that is a copy of the "
+        "embedding), then merge with that base; it is another one to the adapter, so say --allow-crimes.",
+    )
 
 
 def refuse_holes(adapter: StoredAdapter, base: StoredModel) -> None:
