@@ -162,6 +162,47 @@ def test_slices_name_the_tensors_that_they_take(known: Known, models: Path, tmp_
         ours({**keys, "slices": [{"sources": sources}]}, tmp_path / "mixed")
 
 
+def test_fisher_in_slices(known: Known, models: Path, tmp_path: Path) -> None:
+    """Layer 1 of the inputs becomes layer 0: its Fisher is looked up by the input's name."""
+    import torch
+    from mergekit.merge_methods import registry
+    from safetensors.torch import save_file
+
+    from untax.merge.methods.fisher import fisher
+
+    if "fisher" not in registry._METHODS:
+        known(fisher)
+    base = weights(models / "base")
+    generator = torch.Generator().manual_seed(3)
+    sources = []
+    for name in ("a0", "a1"):
+        precision = {key: torch.rand(base[key].shape, generator=generator) for key in base if "proj" in key}
+        save_file(precision, tmp_path / f"{name}.safetensors")
+        parameters = {"fisher": str(tmp_path / f"{name}.safetensors")}
+        sources.append({"model": f"{models / 'base'}+{models / name}", "layer_range": [1, 2], "parameters": parameters})
+    slices = [{"sources": [*sources, {"model": str(models / "base"), "layer_range": [1, 2]}]}]
+    ours({"merge_method": "fisher", "base_model": str(models / "base"), "slices": slices}, tmp_path / "out")
+    found = weights(tmp_path / "out")
+    for key in (key for key in base if "layers.1." in key and "proj" in key):
+        total = mean = torch.zeros(base[key].shape)
+        for name in ("a0", "a1"):
+            own = weights_of(tmp_path / f"{name}.safetensors")[key]
+            total, mean = total + own, mean + own * adapted(models, name, key)
+        torch.testing.assert_close(found[key.replace("layers.1.", "layers.0.")], mean / total, rtol=1e-4, atol=1e-5)
+
+
+def weights_of(file: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(file)
+
+
+def adapted(models: Path, name: str, key: str) -> Any:
+    from untax.adapters.stored import StoredAdapter
+
+    return weights(models / "base")[key] + dict(StoredAdapter(models / name).deltas())[key]
+
+
 def test_what_mergekit_checks(known: Known, models: Path, tmp_path: Path) -> None:
     known(Method("paired", SUM, merge=weighted_sum, models=2))
     keys = {"merge_method": "paired", "models": inputs(models, weight=1.0)}

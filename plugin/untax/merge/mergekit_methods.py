@@ -8,11 +8,15 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from untax.adapters.base import StoredModel
 from untax.adapters.blocks import row_blocks
 from untax.adapters.change_kinds import as_matrix
+from untax.adapters.statistics import FLOATING
 from untax.errors import UntaxError
+from untax.merge.deltas import table_shape
 from untax.merge.mergekit_reader import AdaptedLoader, gathered, without_adapter
 from untax.merge.method import REQUIRED, Block, Job, Method, Parameter, Values
 from untax.plugins import registry
@@ -146,7 +150,7 @@ class Merging:
         name, changed = _names(weights, group) if weights else (group.metadata.name or "", [True] * len(entries))
         plain = as_matrix(base.detach().cpu().float())
         loaded = ([as_matrix(entry.tensor.detach().cpu().float()) - plain for entry in entries], plain)
-        deltas = LoadedDeltas(name, (plain.shape[0], plain.shape[1]), tuple(changed), lambda: loaded)
+        deltas = LoadedDeltas(name, table_shape(base.shape), tuple(changed), lambda: loaded)
         seed = torch.initial_seed()
         whole = None if self.method.whole is None else _whole(self.method, group, values, seed)
         job = Job(deltas, values, seed, whole, deltas.base if self.method.needs_base else None)
@@ -225,7 +229,7 @@ def _whole(method: Method, group: Any, values: Values, seed: int) -> Any:
 
 
 def _jobs(method: Method, base: Any, models: Sequence[Any], values: Values, seed: int) -> Iterator[Job]:
-    """A job for every tensor that any model changes; the deltas of one tensor at a time are in memory."""
+    """A job for every tensor that any model changes; values are read when they are asked for, one tensor at a time."""
     from mergekit.io.tasks import LoaderCache
 
     loader, others = LoaderCache().get(base), [LoaderCache().get(model) for model in models]
@@ -235,10 +239,9 @@ def _jobs(method: Method, base: Any, models: Sequence[Any], values: Values, seed
         plain = as_matrix(loader.get_tensor(name).float())
         return [as_matrix(other.get_tensor(name).float()) - plain for other in others], plain
 
-    for name in loader.index.tensor_paths:
-        there = all(name in other.index.tensor_paths for other in others)
+    for name, info in StoredModel(Path(loader.index.base_path)).tensors.items():
+        there = info.dtype in FLOATING and all(name in other.index.tensor_paths for other in others)
         changed = [_changes(other, model, base, name) for other, model in zip(others, models, strict=True)]
-        if there and any(changed) and loader.get_tensor(name).is_floating_point():
-            rows, columns = load(name)[1].shape
-            deltas = LoadedDeltas(name, (rows, columns), tuple(changed), functools.partial(load, name))
+        if there and any(changed):
+            deltas = LoadedDeltas(name, table_shape(info.shape), tuple(changed), functools.partial(load, name))
             yield Job(deltas, values, seed, base=deltas.base if method.needs_base else None)
