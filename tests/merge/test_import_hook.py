@@ -51,7 +51,8 @@ class Environment:
         return done.stdout.strip()
 
     def untax(self, *arguments: str) -> str:
-        return self.python_says(f"from untax.cli.mergekit import group; group({list(arguments)})")
+        argv = ["untax", "mergekit", *arguments]
+        return self.python_says(f"import sys; sys.argv = {argv}; from untax.cli.main import main; main()")
 
     def add_package(self, name: str, version: str, files: dict[str, str], entry_points: str = "") -> None:
         for path, text in files.items():
@@ -82,28 +83,53 @@ def inputs(models: Path, **parameters: Any) -> dict[str, Any]:
 
 
 def test_mergekit_yaml_with_and_without_the_hook(environment: Environment, models: Path, tmp_path: Path) -> None:
-    """A method of a third package, and adapters without a cache; afterwards mergekit is as it was."""
-    from untax.merge.mergekit_yaml import read_config, read_options, run
-
+    """Fisher merging, a method of a third package, and adapters without a cache; afterwards mergekit is as it was."""
     mean = {**inputs(models, weight=1.0), "merge_method": "plain_mean", "parameters": {"factor": 0.5}}
     ties = {**inputs(models, weight=1.0, density=0.5), "merge_method": "ties"}
+    configs = {"mean": mean, "ties": ties, "fisher": with_fisher(models, tmp_path / "fishers")}
     assert environment.untax("enable").startswith(f"Wrote {environment.hook}")
-    for name, config in (("mean", mean), ("ties", ties)):
+    for name, config in configs.items():
         done = merged_by_mergekit(environment, config, tmp_path / name)
         assert done.returncode == 0, done.stderr
         assert "untax:" not in done.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"mean", "mean.yaml", "ties", "ties.yaml"}
-
-    (tmp_path / "ours").mkdir()
-    run(read_config(ties, where="test"), read_options(["--quiet"]), "", tmp_path / "ours", where="test")
-    assert (tmp_path / "ties/model.safetensors").read_bytes() == (tmp_path / "ours/model.safetensors").read_bytes()
+    made = {*configs, *(f"{name}.yaml" for name in configs), "fishers"}
+    assert {path.name for path in tmp_path.iterdir()} == made
+    for name in ("ties", "fisher"):
+        assert bytes_of(tmp_path / name) == bytes_of(merged_by_untax(configs[name], tmp_path / f"our-{name}"))
     assert_mean(weights(tmp_path / "mean"), models)
 
     assert environment.untax("disable") == f"Removed {environment.hook}"
-    whole = {**mean, "models": [{"model": str(models / "base")}]}
+    whole = {**configs["fisher"], "models": [{"model": str(models / "base"), "parameters": {"fisher": "none"}}]}
     done = merged_by_mergekit(environment, whole, tmp_path / "again")
     assert done.returncode != 0
-    assert "Unimplemented merge method plain_mean" in done.stderr
+    assert "Unimplemented merge method fisher" in done.stderr
+
+
+def with_fisher(models: Path, folder: Path) -> dict[str, Any]:
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    config = {**inputs(models), "merge_method": "fisher"}
+    for seed, entry in enumerate(config["models"]):
+        generator = torch.Generator().manual_seed(seed)
+        base = weights(models / "base")
+        precision = {name: torch.rand(tensor.shape, generator=generator) for name, tensor in base.items()}
+        save_file(precision, folder / f"{seed}.safetensors")
+        entry["parameters"] = {"fisher": str(folder / f"{seed}.safetensors")}
+    return config
+
+
+def merged_by_untax(config: dict[str, Any], out: Path) -> Path:
+    from untax.merge.mergekit_yaml import read_config, read_options, run
+
+    out.mkdir()
+    run(read_config(config, where="test"), read_options(["--quiet"]), "", out, where="test")
+    return out
+
+
+def bytes_of(model: Path) -> bytes:
+    return (model / "model.safetensors").read_bytes()
 
 
 def assert_mean(found: Any, models: Path) -> None:
