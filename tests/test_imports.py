@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "plugin" / "untax"
 # From the ground upwards: a part may import those of lower floors; of its own floor only itself. The ground floor's
 # parts may import each other.
 FLOORS = (
-    {"errors", "files", "manifest", "plugins", "hookspecs", "data", "adapters", "training"},
+    {"errors", "files", "digest_records", "manifest", "plugins", "hookspecs", "data", "adapters", "training"},
     {"disperse", "penalty", "merge", "recipes", "evaluate", "fisher"},
     {"report"},
     {"run", "demo"},

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from untax import manifest
+from untax import digest_records
 from untax.errors import UntaxError
 from untax.manifest import (
     changed_outputs,
@@ -131,7 +131,7 @@ def test_a_digest_is_never_stale(tmp_path: Path) -> None:
 def test_a_settled_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(b"one")
-    monkeypatch.setattr(manifest, "SETTLED_NS", -1)
+    monkeypatch.setattr(digest_records, "SETTLED_NS", -1)
     read: list[str] = []
     true_digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda handle, kind: read.append(kind) or true_digest(handle, kind))

@@ -39,10 +39,18 @@ def loading(monkeypatch: pytest.MonkeyPatch, plugin: Any = None, error: Exceptio
 
 
 def test_built_ins() -> None:
-    assert hook_names() == ["delta_penalties", "disperse_embedders", "disperse_strategies", "eval_suites"]
+    assert hook_names() == [
+        "delta_penalties",
+        "disperse_embedders",
+        "disperse_strategies",
+        "eval_suites",
+        "merge_methods",
+    ]
     assert set(registry("disperse_strategies")) == {"random", "kmeans", "column"}
     assert set(registry("disperse_embedders")) == {"tfidf", "sentence-transformers", "llm", "llm-last"}
     assert set(registry("delta_penalties")) == {"delta_l1", "delta_l2", "delta_ewc"}
+    stock = {"linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp", "nuslerp"}
+    assert set(registry("merge_methods")) == stock | {"fisher", "regmean", "ties_global", "dare_exact"}
     for hook in hook_names():
         assert registry(hook)
         assert getattr(manager().hook, hook).spec.function.__doc__

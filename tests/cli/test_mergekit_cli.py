@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from untax.cli.mergekit import group
+from untax.cli.mergekit import command as group
 from untax.errors import UntaxError
 from untax.merge import hook_file
 

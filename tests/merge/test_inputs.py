@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,10 @@ from untax.errors import UntaxError
 from .tiny_models import Config, linear, make_adapter, make_base, relative_error, untax_merge, weights
 
 
-def refused(config: Path, out: Path, *arguments: str) -> str:
+def refused(config: Path, out: Path, *arguments: str, **wish: Any) -> str:
     before = sorted(out.parent.iterdir())
     with pytest.raises(UntaxError) as error:
-        untax_merge(config, out, *arguments)
+        untax_merge(config, out, *arguments, **wish)
     assert sorted(out.parent.iterdir()) == before
     return str(error.value)
 
@@ -132,9 +133,13 @@ def test_tensor_that_an_adapter_changed_and_mergekit_does_not_know(
     base = make_base(own_models / "biased", own_models / "base", attention_bias=True)
     adapter = make_adapter(base, own_models / "bias-adapter", seed=3, lora_bias=True, target_modules=["q_proj"])
     models = [{"model": f"{base}+{adapter}", "parameters": {"weight": 1.0}}]
-    message = refused(config(merge_method="linear", models=models), tmp_path / "out")
+    path = config(merge_method="linear", models=models)
+    message = refused(path, tmp_path / "out", engine="mergekit")
     assert "would lose" in message
     assert "self_attn.q_proj.bias" in message
+    untax_merge(path, tmp_path / "streamed")
+    name = "model.layers.0.self_attn.q_proj.bias"
+    assert not weights(tmp_path / "streamed")[name].equal(weights(base)[name])
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_manifest_says_what_was_merged(models: Path, config: Config, tmp_path: P
     assert set(manifest["inputs"]) == {str(models / name) for name in ("base", "a0", "a1")}
     assert manifest["inputs"][str(models / "base")] == digest_model(models / "base")
     assert manifest["seed"] == 5
-    assert manifest["options"] == ["--random-seed=5"]
+    assert manifest["options"] == ["random_seed=5"]
     assert {"model.safetensors", "config.json", "tokenizer.json", "mergekit_config.yml"} <= set(manifest["outputs"])
     assert {file.name for file in (tmp_path / "out").iterdir()} == {*manifest["outputs"], "README.md", "untax.json"}
     assert all(file.stat().st_mode & 0o777 == 0o666 & ~_umask() for file in (tmp_path / "out").iterdir())
@@ -143,13 +143,20 @@ def test_remains_of_a_killed_merge_are_removed_and_those_of_a_running_one_are_no
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", remains[1]])
 
 
+_MERGEKIT = "from untax.merge import mergekit_yaml as patched; name = 'run'; seconds = 60"
+_STREAM = "from untax.merge.tensor_job import TensorJob as patched; name = 'merged'; seconds = 1"
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_in_the_middle(sent: signal.Signals, models: Path, config: Config, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "patch"), [("mergekit", _MERGEKIT), ("stream", _STREAM)])
+def test_stopped_in_the_middle(
+    engine: str, patch: str, sent: signal.Signals, models: Path, config: Config, tmp_path: Path
+) -> None:
     """Ctrl-C cleans up; after a kill the next merge does."""
     path, out = config(**linear(models)), tmp_path / "folder" / "out"
-    program = "import sys, time; from untax.merge import mergekit_yaml; from untax.cli.main import main\n"
-    program += "mergekit_yaml.run = lambda *a, **k: (print('merging', flush=True), time.sleep(60))\nmain()"
-    command = [sys.executable, "-c", program, "merge", str(path), str(out)]
+    program = f"import sys, time; from untax.cli.main import main; {patch}\n"
+    program += "setattr(patched, name, lambda *a, **k: (print('merging', flush=True), time.sleep(seconds)))\nmain()"
+    command = [sys.executable, "-c", program, "merge", str(path), str(out), f"--engine={engine}"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
     assert process.stdout is not None
     assert process.stdout.readline() == "merging\n"

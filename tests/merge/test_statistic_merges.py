@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from untax import hookimpl
 from untax.adapters.gram import Grams
 from untax.adapters.statistics import Diagonal
 from untax.adapters.stored import StoredAdapter
+from untax.errors import UntaxError
 from untax.fisher.fisher import Settings, fisher
 from untax.fisher.gram import gram
 from untax.fisher.inputs import Data, Reading
 from untax.fisher.model import Model
-from untax.plugins import manager, registry
 
 from .tiny_models import Config, untax_merge, weights
 
 STORIES = "\n\n".join(f"Lily had {count} red balls and {count + 1} blue ones in her box." for count in range(12))
-
-
-@pytest.fixture(autouse=True)
-def _registered() -> Iterator[None]:
-    """Whether or not the installed hooks list the methods."""
-    from untax.merge.methods.fisher import fisher as fisher_method
-    from untax.merge.methods.regmean import regmean
-
-    known = registry("merge_methods")
-    lacking = {method.name: method for method in (regmean, fisher_method) if method.name not in known}
-    plugin = SimpleNamespace(merge_methods=hookimpl(lambda: lacking))
-    manager().register(plugin)
-    yield
-    manager().unregister(plugin)
 
 
 @pytest.fixture
@@ -99,3 +82,19 @@ def test_a_merge_is_the_formula(
             torch.testing.assert_close(change, wanted, rtol=1e-3, atol=1e-4 * wanted.abs().max().item())
             compared += 1
     assert compared > 3
+
+
+def test_a_changed_file_of_statistics_makes_another_merge(
+    models: Path, statistics: dict[str, list[Path]], config: Config, tmp_path: Path
+) -> None:
+    (first, second) = statistics["fisher"]
+    listed = [
+        {"model": f"{models / 'base'}+{models / name}", "parameters": {"fisher": str(path)}}
+        for name, path in zip(("a0", "a1"), (first, second), strict=True)
+    ]
+    path = config(merge_method="fisher", base_model=str(models / "base"), dtype="float32", models=listed)
+    untax_merge(path, tmp_path / "out")
+    assert untax_merge(path, tmp_path / "out") == [f"{tmp_path / 'out'} holds this merge already: nothing to do."]
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(UntaxError, match="another merge, with other inputs"):
+        untax_merge(path, tmp_path / "out")

@@ -239,9 +239,9 @@ def test_output_dtype(
     dtype: str | None, out_dtype: str | None, wanted: torch.dtype, bf16: Path, config: Config, tmp_path: Path
 ) -> None:
     untax_merge(config(**keys(bf16, "linear", dtype=dtype, out_dtype=out_dtype)), tmp_path / "out", engine="stream")
-    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {wanted}
-    own = exact(bf16, "linear")
-    assert all(torch.allclose(one.double(), own[key], rtol=1e-2, atol=1e-6) for key, one in weights(tmp_path / "out").items())
+    found, own = weights(tmp_path / "out"), exact(bf16, "linear")
+    assert {tensor.dtype for tensor in found.values()} == {wanted}
+    assert all(torch.allclose(one.double(), own[key], rtol=1e-2, atol=1e-6) for key, one in found.items())
     said = json.loads((tmp_path / "out/config.json").read_text())
     if dtype or out_dtype:
         assert str(wanted) == f"torch.{said.get('dtype') or said.get('torch_dtype')}"

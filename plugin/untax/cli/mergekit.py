@@ -8,7 +8,7 @@ import click
 
 
 @click.group("mergekit", context_settings={"help_option_names": ["-h", "--help"]})
-def group() -> None:
+def command() -> None:
     """Teach the plain mergekit-yaml of this environment what untax adds, or stop it.
 
     Once enabled, mergekit-yaml knows the merge methods of untax and of its plugins, and reads base+adapter without
@@ -16,7 +16,7 @@ def group() -> None:
     """
 
 
-@group.command()
+@command.command()
 def enable() -> None:
     """Write one small file into this environment's site-packages; at its start Python only looks out for mergekit."""
     from untax.merge import hook_file
@@ -32,7 +32,7 @@ def enable() -> None:
     _tell_version()
 
 
-@group.command()
+@command.command()
 def disable() -> None:
     """Remove that file."""
     from untax.merge import hook_file
@@ -41,7 +41,7 @@ def disable() -> None:
     click.echo(f"Removed {found.path}" if found.source is not None else f"Disabled already: there is no {found.path}")
 
 
-@group.command()
+@command.command()
 def status() -> None:
     """Say whether it is enabled, from where, and whether this mergekit is the one that untax knows."""
     from untax.merge import hook_file

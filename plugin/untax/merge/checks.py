@@ -11,7 +11,7 @@ from untax.adapters.changes import read_changes
 from untax.adapters.header import TensorInfo
 from untax.adapters.stored import ADAPTER_FILES, StoredAdapter
 from untax.errors import UntaxError
-from untax.manifest import digest_files, digest_model, model_digest_is_known
+from untax.manifest import digest_file, digest_files, digest_model, model_digest_is_known
 from untax.merge.references import Reference
 from untax.merge.same_base import check_base, recorded_base
 from untax.merge.side_files import has_tokenizer
@@ -141,7 +141,7 @@ def check_values(config: dict[str, Any], *, where: object) -> None:
     Raises:
         UntaxError: a density that is not above 0 and at most 1.
     """
-    for density in _values_of(config, "density"):
+    for density in (leaf for setting in _values_of(config, "density") for leaf in _leaves(setting)):
         if not isinstance(density, bool | str) and not 0 < density <= 1:
             raise UntaxError(
                 f"A density of {density} is not above 0 and at most 1.",
@@ -151,16 +151,20 @@ def check_values(config: dict[str, Any], *, where: object) -> None:
 
 
 def _values_of(node: Any, key: str) -> Iterator[Any]:
-    """All numbers under a key, in gradients and filters too."""
+    """What stands under a key, wherever that is."""
     if isinstance(node, dict):
         for name, value in node.items():
-            yield from _leaves(value) if name == key else _values_of(value, key)
+            if name == key:
+                yield value
+            else:
+                yield from _values_of(value, key)
     elif isinstance(node, list):
         for item in node:
             yield from _values_of(item, key)
 
 
 def _leaves(node: Any) -> Iterator[Any]:
+    """All values of a setting, in gradients and filters too."""
     if isinstance(node, list):
         for item in node:
             yield from _leaves(item)
@@ -168,6 +172,13 @@ def _leaves(node: Any) -> Iterator[Any]:
         yield from _leaves(node.get("value"))
     elif isinstance(node, int | float | str):
         yield node
+
+
+def side_digests(config: Any) -> dict[str, str]:
+    """The digests of all files that stand under ``parameters:``, such as those of `untax fisher`, by path."""
+    given = [found for found in _values_of(config, "parameters") if isinstance(found, dict)]
+    leaves = [leaf for found in given for value in found.values() for leaf in _leaves(value) if isinstance(leaf, str)]
+    return {leaf: digest_file(Path(leaf)) for leaf in dict.fromkeys(leaves) if Path(leaf).is_file()}
 
 
 def input_digests(references: Iterable[Reference], *, read: bool = True) -> dict[str, str]:

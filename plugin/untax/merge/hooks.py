@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 def merge_methods() -> Mapping[str, Method]:
     """By the names that YAMLs have under ``merge_method``."""
     from untax.merge.methods.dare import dare_exact, dare_linear, dare_ties
+    from untax.merge.methods.fisher import fisher
     from untax.merge.methods.linear import linear, task_arithmetic
     from untax.merge.methods.nuslerp import nuslerp
+    from untax.merge.methods.regmean import regmean
     from untax.merge.methods.slerp import slerp
     from untax.merge.methods.ties import ties, ties_global
 
     methods = (linear, task_arithmetic, ties, dare_linear, dare_ties, slerp, nuslerp)
-    own = (ties_global, dare_exact)
+    own = (fisher, regmean, ties_global, dare_exact)
     return {method.name: method for method in (*methods, *own)}

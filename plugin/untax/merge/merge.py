@@ -170,7 +170,7 @@ class _Merge:
         return {
             "config": {"path": str(self.config.path), "digest": digest_bytes(self.config.text.encode())},
             "options": self.options.identity(),
-            "inputs": checks.input_digests(self.config.references, read=read),
+            "inputs": checks.input_digests(self.config.references, read=read) | checks.side_digests(self.config.raw),
         }
 
     def _wanted(self, identity: dict[str, Any] | None, scale: float) -> dict[str, Any]:
