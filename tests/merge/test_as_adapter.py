@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tiny_adapters import write_adapter, write_model
+from tiny_adapters import peft_gpt2, write_adapter, write_model
 from toys import BASE
 from untax.adapters.base import StoredModel
 from untax.adapters.header import read_header
@@ -149,11 +149,20 @@ def test_gpt2_whose_weights_lie_the_other_way_round(tmp_path: Path) -> None:
         {"target_modules": ["c_fc"], "fan_in_fan_out": True, "modules_to_save": ["h.1.mlp.c_proj"]},
     ]
     folders = [make_adapter(base, tmp_path / f"a{k}", seed=k, **kind) for k, kind in enumerate(kinds)]
-    asked: list[str] = []
-    write(tmp_path / "out", folders, lambda tensor: asked.append(tensor) or WEIGHTS, base=base)
-    assert set(asked) <= StoredModel(base).tensors.keys()
+    write(tmp_path / "out", folders, base=base)
+    config = saved_config(tmp_path / "out")
+    assert (config["fan_in_fan_out"], config["bias"]) == (True, "all")
+    assert config["modules_to_save"] == ["transformer.h.1.mlp.c_proj"]
     assert load_report(base, tmp_path / "out") == ([], [])
     assert_equal(state(base, tmp_path / "out"), summed(base, folders, lambda tensor: WEIGHTS))
+
+
+def test_coefficients_are_asked_for_by_the_names_of_the_checkpoint(tmp_path: Path) -> None:
+    base, folder = peft_gpt2(tmp_path)  # without the prefix that the model's class puts in front
+    asked: list[str] = []
+    write(tmp_path / "out", [folder], lambda tensor: asked.append(tensor) or [0.5], base=base)
+    assert asked
+    assert set(asked) <= StoredModel(base).tensors.keys()
 
 
 def test_factors_are_added_to_a_module_that_another_adapter_saves(tmp_path: Path) -> None:
@@ -401,14 +410,20 @@ def test_saved_modules_need_the_base_only_where_it_matters(tmp_path: Path) -> No
     (tmp_path / "out").rmdir()
     assert write(tmp_path / "half", [one, two], [0.25, 0.25], base=base).replaced == ("head.weight",)
     write(tmp_path / "average", [one, two], [0.5, 0.5])
-    write(tmp_path / "tenths", [one] * 10, [0.1] * 10)
+    assert 49 * (1 / 49) != 1
+    write(tmp_path / "rounded", [one] * 49, [1 / 49] * 49)
     write(tmp_path / "without", [one, two], lambda tensor: [0.0, 0.0] if "head" in tensor else [0.5, 0.5])
     key = "base_model.model.head.weight"
     assert saved_values(tmp_path / "half")[key] == pytest.approx(1 + 0.25 * 1 + 0.25 * 3)
     assert saved_values(tmp_path / "average")[key] == pytest.approx(3.0)
-    assert saved_values(tmp_path / "tenths")[key] == pytest.approx(2.0)
+    assert saved_values(tmp_path / "rounded")[key] == pytest.approx(2.0)
+    assert saved_config(tmp_path / "half")["modules_to_save"] == ["head"]
     assert key not in saved_values(tmp_path / "without")
-    assert json.loads((tmp_path / "without/adapter_config.json").read_text())["modules_to_save"] is None
+    assert saved_config(tmp_path / "without")["modules_to_save"] is None
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "adapter_config.json").read_text())
 
 
 def saved_values(folder: Path) -> dict[str, float]:

@@ -11,7 +11,7 @@ from untax.adapters.changes import read_changes
 from untax.adapters.header import TensorInfo
 from untax.adapters.stored import ADAPTER_FILES, StoredAdapter
 from untax.errors import UntaxError
-from untax.manifest import digest_file, digest_files, digest_model, model_digest_is_known
+from untax.manifest import NOT_READ, digest_file, digest_files, digest_model, model_digest_is_known
 from untax.merge.references import Reference
 from untax.merge.same_base import check_base, recorded_base
 from untax.merge.side_files import has_tokenizer
@@ -194,7 +194,7 @@ def input_digests(references: Iterable[Reference], *, read: bool = True) -> dict
             digests[reference.base.path] = digest_model(reference.base.path)
         else:
             recorded = reference.adapter and recorded_base(reference.adapter.folder)
-            digests[reference.base.path] = recorded or digests.get(reference.base.path, "not read")
+            digests[reference.base.path] = recorded or digests.get(reference.base.path, NOT_READ)
         if reference.adapter is not None:
             digests[reference.adapter.path] = digest_files(reference.adapter.folder, ADAPTER_FILES)
     return digests

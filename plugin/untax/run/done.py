@@ -11,7 +11,7 @@ from untax.adapters.stored import ADAPTER_FILES
 from untax.data.corpus import identity
 from untax.errors import UntaxError
 from untax.evaluate.score import is_scored
-from untax.manifest import changed_outputs, digest_file, digest_files, digest_model, read_manifest
+from untax.manifest import NOT_READ, changed_outputs, digest_file, digest_files, digest_model, read_manifest
 from untax.recipes.graph import Node
 from untax.run.proof import missing_proof
 from untax.training.record import FILE_KEYS
@@ -66,7 +66,8 @@ def _unmade(node: Node, folder: Path, name: str) -> str | None:
 def stale_inputs(manifest: dict[str, Any], config: dict[str, Any], folder: Path) -> list[str]:
     """The inputs that a manifest (or the note of a started training) names and that are not what they were."""
     recorded = manifest.get("inputs") or {}
-    return [key for key, digest in recorded.items() if input_digest(key, config, folder) not in (digest, None)]
+    known = {key: digest for key, digest in recorded.items() if digest != NOT_READ}
+    return [key for key, digest in known.items() if input_digest(key, config, folder) not in (digest, None)]
 
 
 def input_digest(key: str, config: dict[str, Any], folder: Path) -> str | None:
@@ -82,6 +83,8 @@ def input_digest(key: str, config: dict[str, Any], folder: Path) -> str | None:
         return "missing" if name.removeprefix("./").startswith("outputs/") else None
     if kind in ("datasets", "test_datasets"):
         return identity({"path": path})
+    if path.is_file():
+        return digest_file(path)
     return digest_files(path, ADAPTER_FILES) if (path / "adapter_config.json").is_file() else digest_model(path)
 
 
