@@ -99,6 +99,7 @@ def _listed(parser: argparse.ArgumentParser, text: str, known: Any) -> list[str]
 def _round(work: Path, options: argparse.Namespace, number: int) -> list[dict[str, Any]]:
     """Every contender once; those of one method directly after each other."""
     runs = [_run(work, options, None, name) for name in ("imports", "cp") if name in options.only]
+    shutil.rmtree(_out(work, None, "cp"), ignore_errors=True)
     for method in options.methods:
         names = [name for name in ("stock", "untax", "as-adapter") if name in options.only]
         names = [name for name in names if name != "as-adapter" or method == "linear"]
