@@ -98,8 +98,18 @@ class StoredDtypes:
 
 
 @contextlib.contextmanager
-def finished_by(scaling: Scaling | None, rounding: StoredDtypes | None) -> Iterator[None]:
-    """Scale and round every tensor that mergekit writes while the block runs; ``rounding`` replaces mergekit's own."""
+def finished_by(scaling: Scaling | None, rounding: StoredDtypes | None, *, where: object) -> Iterator[None]:
+    """Scale and round every tensor that mergekit writes while the block runs; ``rounding`` replaces mergekit's own.
+
+    Args:
+        scaling: or None to leave the delta as it is.
+        rounding: or None for mergekit's.
+        where: the configuration, for messages.
+
+    Raises:
+        UntaxError: a tensor has NaN or infinity, before or after it was rounded.
+    """
+    from mergekit.common import dtype_from_name
     from mergekit.io.tasks import SaveTensor
 
     stock = SaveTensor.execute
@@ -109,6 +119,10 @@ def finished_by(scaling: Scaling | None, rounding: StoredDtypes | None) -> Itera
             tensor = scaling(self, tensor)
         if tensor is not None and rounding is not None:
             tensor, self = rounding(self, tensor), self.model_copy(update={"dtype": None})
+        elif tensor is not None and self.dtype:
+            tensor = tensor.to(dtype_from_name(self.dtype))
+        if tensor is not None:
+            _refuse_nonfinite(self.tensor_name, tensor, where)
         stock(self, writer, tensor)
 
     SaveTensor.execute = execute
@@ -116,3 +130,15 @@ def finished_by(scaling: Scaling | None, rounding: StoredDtypes | None) -> Itera
         yield
     finally:
         SaveTensor.execute = stock
+
+
+def _refuse_nonfinite(name: str, tensor: torch.Tensor, where: object) -> None:
+    import torch
+
+    # No dtype of one byte has an infinity that could be looked for.
+    if tensor.is_floating_point() and tensor.element_size() > 1 and not bool(torch.isfinite(tensor).all()):
+        raise UntaxError(
+            f"The merged {name} has NaN or infinity: so has one of the models, or it overflows {tensor.dtype}.",
+            where=where,
+            fix="Look at that tensor of each model; set out_dtype: bfloat16 or float32, or smaller weights.",
+        )

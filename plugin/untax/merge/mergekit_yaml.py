@@ -157,7 +157,7 @@ def run(
         out_dtype = rounding.most
     exact = "float64" if config.dtype == "float64" else "float32"
     own = config.model_copy(update={"dtype": exact, "out_dtype": out_dtype}, deep=True)
-    with plain_errors(where), adapters_as_deltas(), finished_by(scaling, rounding), _strictly():
+    with plain_errors(where), adapters_as_deltas(), finished_by(scaling, rounding, where=where), _strictly():
         options.apply_global_options()
         run_merge(own, str(out), options=options, config_source=source)
         return left_out(references, out) if whole else []
