@@ -188,6 +188,7 @@ def test_no_tokenizer_to_copy(own_models: Path, config: Config, tmp_path: Path) 
         ({"models": None}, "names no models"),
         ({"models": [{"model": "a+b+c"}]}, "'+' as base+adapter"),
         ({"models": [{"model": 3}]}, "must be a path"),
+        ({"merge_method": ["linear"]}, "names no merge_method"),
         ({"slices": []}, None),
         ({"parameters": {"normalise": True}}, None),
     ],
@@ -217,3 +218,107 @@ def test_missing_and_malformed_configuration(tmp_path: Path) -> None:
     assert "no such merge configuration" in refused(tmp_path / "none.yaml", tmp_path / "out")
     (tmp_path / "broken.yaml").write_text("models: [")
     assert "cannot be read" in refused(tmp_path / "broken.yaml", tmp_path / "out")
+
+
+def twice(models: Path, second: str) -> dict[str, Any]:
+    listed = [{"model": name, "parameters": {"weight": 1.0}} for name in (f"{models / 'base'}+{models / 'a0'}", second)]
+    return {**linear(models), "models": listed}
+
+
+@pytest.mark.parametrize("engine", ["stream", "mergekit"])
+@pytest.mark.parametrize("spelling", ["{0}/base+{0}/a0", "{0}/base/+{0}/a0", "{0}/base+{0}/a0/"])
+def test_model_listed_twice(engine: str, spelling: str, models: Path, config: Config, tmp_path: Path) -> None:
+    message = refused(config(**twice(models, spelling.format(models))), tmp_path / "out", engine=engine)
+    assert any(part in message for part in ("listed twice", "the same adapter", "Duplicate merge inputs"))
+
+
+def test_full_model_listed_twice(models: Path, config: Config, tmp_path: Path) -> None:
+    listed = [{"model": name, "parameters": {"weight": 1.0}} for name in (f"{models}/base", f"{models}/base/")]
+    assert "the same model" in refused(config(merge_method="linear", models=listed), tmp_path / "out")
+    keys = {**linear(models), "base_model": f"{models}/base/"}
+    keys["models"] += [{"model": f"{models}/base", "parameters": {"weight": 1.0}}]
+    assert "the same model" in refused(config(**keys), tmp_path / "out")
+
+
+def opposite(models: Path, name: str, weights: tuple[Any, Any] = (1, -1), **keys: Any) -> dict[str, Any]:
+    """Two models with these weights."""
+    listed = [
+        {"model": f"{models / 'base'}+{models / adapter}", "parameters": {"weight": weight}}
+        for adapter, weight in zip(("a0", "a1"), weights, strict=True)
+    ]
+    base = {} if name == "linear" else {"base_model": str(models / "base")}
+    return {"merge_method": name, "models": listed, "dtype": "float32", **base, **keys}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("engine", ["stream", "mergekit"])
+@pytest.mark.parametrize("name", ["linear", "task_arithmetic", "ties", "dare_ties", "dare_linear"])
+def test_weights_that_sum_to_zero(
+    name: str, engine: str, dry_run: bool, models: Path, config: Config, tmp_path: Path
+) -> None:
+    path = config(**opposite(models, name, parameters={"normalize": True}))
+    message = refused(path, tmp_path / "out", engine=engine, dry_run=dry_run)
+    assert "The weights sum to 0 and cannot be normalised" in message
+    assert str(path) in message
+
+
+def test_tensors_that_no_model_has_a_weight_for(models: Path, config: Config, tmp_path: Path) -> None:
+    """`ties` leaves them as they are; where that is all of them, it is a mistake."""
+    only = [{"filter": "mlp", "value": 1}, {"value": 0}]
+    untax_merge(config(**opposite(models, "ties", (only, only))), tmp_path / "out")
+    merged, base = weights(tmp_path / "out"), weights(models / "base")
+    assert {name for name in base if not merged[name].equal(base[name])} == {name for name in base if "mlp" in name}
+    assert "sum to 0" in refused(config(**opposite(models, "ties", (0, 0))), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("keys", "wish", "message"),
+    [
+        ({"models": [{}, {}]}, {}, "needs the parameter 'weight'"),
+        ({"parameters": {"normalize": False}}, {"as_adapter": True}, "would scale the base too"),
+        ({"parameters": {"normalize": "often"}}, {}, "no bool"),
+    ],
+)
+def test_a_dry_run_finds_wrong_parameters(
+    keys: dict[str, Any], wish: dict[str, Any], message: str, models: Path, config: Config, tmp_path: Path
+) -> None:
+    wanted = opposite(models, "linear", (1, 2))
+    if "models" in keys:
+        keys = {"models": [{"model": one["model"]} for one in wanted["models"]]}
+    assert message in refused(config(**{**wanted, **keys}), tmp_path / "out", dry_run=True, **wish)
+
+
+@pytest.mark.parametrize("density", ["1.5", "0", "-0.5", False, 0, 2])
+def test_density_however_it_is_spelled(density: Any, models: Path, config: Config, tmp_path: Path) -> None:
+    keys = opposite(models, "dare_exact", (1, 1), parameters={"density": [{"filter": "mlp", "value": density}]})
+    assert "is not above 0 and at most 1" in refused(config(**keys), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ((float("nan"),), "no number"),
+        ((float("inf"),), "no number"),
+        ((1e300,), "no number of fp32"),
+        ((0.12345671, 0.12345672), "same first six digits"),
+        ((0.5, 0.5), "given twice"),
+    ],
+)
+def test_scales(scales: tuple[float, ...], message: str, models: Path, config: Config, tmp_path: Path) -> None:
+    assert message in refused(config(**linear(models)), tmp_path / "out", scales=scales)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_in_a_model_that_mergekit_merges(bad: float, own_models: Path, config: Config, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    shutil.copytree(own_models / "base", own_models / "other")
+    tensors = dict(weights(own_models / "base"))
+    tensors["model.norm.weight"][3] = bad
+    save_file(tensors, own_models / "other/model.safetensors", metadata={"format": "pt"})
+    listed = [{"model": str(own_models / name), "parameters": {"weight": 1}} for name in ("base", "other")]
+    message = refused(config(merge_method="linear", models=listed, dtype="float32"), tmp_path / "out")
+    assert "model.norm.weight has NaN or infinity" in message
+    path = config(**linear(own_models), out_dtype="float16")
+    message = refused(path, tmp_path / "out", engine="mergekit", scales=(1e9,))
+    assert "overflows torch.float16" in message

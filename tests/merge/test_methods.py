@@ -181,6 +181,14 @@ def test_global_trim_counts_the_elements_of_tensors_that_only_others_change() ->
     assert limits[0] == float(one.abs().flatten().sort(descending=True)[0][19])
 
 
+def test_ties_global_has_one_density_for_all_tensors() -> None:
+    jobs = [
+        Job(InMemory([*deltas(2)]), values("ties_global", density=densities)) for densities in ((0.2, 0.2), (0.2, 0.3))
+    ]
+    with pytest.raises(UntaxError, match="one density for all tensors"):
+        method("ties_global").whole(iter(jobs))  # type: ignore[misc]
+
+
 @pytest.mark.parametrize("name", ["dare_linear", "dare_ties"])
 @pytest.mark.parametrize("rescale", [False, True])
 def test_dare_is_mergekits_for_the_same_mask(name: str, rescale: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,7 +49,14 @@ class AdapterMerge(Kind):
         return sum(4 * info.elements for adapter in self._adapters() for info in adapter.tensors.values())
 
     def notes(self) -> list[str]:
-        """Keys that nobody reads."""
+        """Keys that nobody reads.
+
+        Raises:
+            UntaxError: the configuration or a parameter is wrong.
+        """
+        self.plan.check()
+        for tensor in self.plan.base.tensors:
+            self._coefficients(tensor)
         return [*(f"nobody reads the key {key}." for key in unknown_keys(self.config)), *self.plan.settings.unknown()]
 
     def describe(self) -> Iterator[str]:

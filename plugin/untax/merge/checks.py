@@ -60,17 +60,17 @@ def check_bases(references: Iterable[Reference], *, read: bool = True) -> None:
 
 
 def _refuse_repeated(references: list[Reference]) -> None:
-    seen: dict[str, Reference] = {}
+    seen: dict[tuple[Path, str], Reference] = {}
     for reference in references:
-        if reference.adapter is not None:
-            digest = digest_files(reference.adapter.folder, ADAPTER_FILES)
-            same = seen.setdefault(digest, reference)
-            if same is not reference and same.base == reference.base:
-                raise UntaxError(
-                    f"Two of the models are the same adapter: {same.text} and {reference.text}.",
-                    where=reference.adapter.folder,
-                    fix="List it once, with both weights added up; if it is meant so, say --allow-crimes.",
-                )
+        adapter = reference.adapter
+        digest = "" if adapter is None else digest_files(adapter.folder, ADAPTER_FILES)
+        same = seen.setdefault((reference.base.place, digest), reference)
+        if same is not reference:
+            raise UntaxError(
+                f"Two of the models are the same {'adapter' if adapter else 'model'}: {same.text}, {reference.text}.",
+                where=(adapter or reference.base).folder,
+                fix="List it once, with both weights added up; if it is meant so, say --allow-crimes.",
+            )
 
 
 def collect(problems: list[UntaxError], check: Callable[..., object], *arguments: Any, **options: Any) -> None:
@@ -142,12 +142,19 @@ def check_values(config: dict[str, Any], *, where: object) -> None:
         UntaxError: a density that is not above 0 and at most 1.
     """
     for density in (leaf for setting in _values_of(config, "density") for leaf in _leaves(setting)):
-        if not isinstance(density, bool | str) and not 0 < density <= 1:
+        if not _is_share(density):
             raise UntaxError(
                 f"A density of {density} is not above 0 and at most 1.",
                 where=f"{where}, key density",
                 fix="density is the share of a delta's elements that stay: 0.5, for instance.",
             )
+
+
+def _is_share(value: float | str) -> bool:
+    try:
+        return 0 < float(value) <= 1
+    except ValueError:
+        return True  # no number at all: whoever reads it says so
 
 
 def _values_of(node: Any, key: str) -> Iterator[Any]:

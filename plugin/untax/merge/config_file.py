@@ -48,6 +48,8 @@ def read_merge_config(path: Path) -> MergeConfig:
         raise UntaxError(
             "The merge configuration is not a mapping of keys.", where=path, fix="See mergekit's examples."
         )
+    if not isinstance(raw.get("merge_method"), str):
+        raise UntaxError("The merge configuration names no merge_method.", where=path, fix="linear, for instance.")
     references = read_references(raw, where=path)
     if not references:
         raise UntaxError("The merge configuration names no models.", where=path, fix="List them under `models:`.")

@@ -104,6 +104,12 @@ def output_name(out: Path, scale: float, scales: Sequence[float]) -> Path:
 def _check_wish(wish: Wish, config: MergeConfig) -> None:
     if not wish.scales or len(set(wish.scales)) != len(wish.scales):
         raise UntaxError("A scale is given twice.", where="--scale", fix="Give each once.")
+    if not all(abs(scale) < 1e38 for scale in wish.scales):
+        raise UntaxError("A scale is no number, or no number of fp32.", where="--scale", fix="Give 0.5, for instance.")
+    if len({output_name(config.path, scale, wish.scales) for scale in wish.scales}) != len(wish.scales):
+        raise UntaxError(
+            "Two scales have the same first six digits.", where="--scale", fix="Merge one after the other."
+        )
     if wish.rank is not None and not wish.as_adapter:
         raise UntaxError("A merged model has no rank.", where="--rank", fix="Add --as-adapter, or leave --rank out.")
     if wish.as_adapter and wish.engine == "mergekit":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from untax.errors import UntaxError, near_names
+from untax.merge.methods.linear import weight_sum
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -17,7 +18,7 @@ def check_parameters(config: MergeConfiguration, *, where: object) -> list[str]:
         A sentence for each parameter that is given but that the method does not have: mergekit ignores it.
 
     Raises:
-        UntaxError: a required parameter is missing.
+        UntaxError: a required parameter is missing, or weights that are to be normalised sum to 0.
     """
     from mergekit.merge_methods.registry import get
 
@@ -27,9 +28,23 @@ def check_parameters(config: MergeConfiguration, *, where: object) -> list[str]:
     for parameter in spec.parameters:
         if parameter.required and parameter.name not in everywhere:
             _refuse_missing(parameter, given, config.base_model, where)
+    _refuse_zero_sum(config, spec, where)
     known = [parameter.name for parameter in spec.parameters]
     unknown = sorted(everywhere.union(*given.values()) - set(known))
     return [f"{spec.name} has no parameter '{name}' and ignores it. {near_names(name, known)}" for name in unknown]
+
+
+def _refuse_zero_sum(config: MergeConfiguration, spec: Any, where: object) -> None:
+    """mergekit divides by the sum all the same. Only weights that are plain numbers are looked at."""
+    own = {parameter.name: parameter for parameter in spec.parameters}
+    shared = config.parameters or {}
+    if not {"weight", "normalize"} <= own.keys() or shared.get("normalize", own["normalize"].default) is not True:
+        return
+    counted = [one for one in config.models or [] if own["weight"].scope == "input" or one.model != config.base_model]
+    weights = [{**shared, **(one.parameters or {})}.get("weight") for one in counted]
+    numbers = [weight for weight in weights if isinstance(weight, int | float)]
+    if numbers and len(numbers) == len(weights):
+        weight_sum(numbers, where=where)
 
 
 def _refuse_missing(parameter: Any, given: dict[Any, set[str]], base: Any, where: object) -> None:

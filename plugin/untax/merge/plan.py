@@ -14,6 +14,7 @@ from untax.errors import UntaxError
 from untax.merge.config_file import MergeConfig
 from untax.merge.deltas import TensorDeltas, stored_rows
 from untax.merge.method import Method, Values
+from untax.merge.methods.linear import weight_sum
 from untax.merge.options import Options
 from untax.merge.references import Reference, Source, read_reference
 from untax.merge.settings import Settings, has_gradients, layer_count
@@ -69,6 +70,20 @@ class Plan:
             whole = self.method.whole(jobs[name].as_job() for name in order)
             jobs = {name: dataclasses.replace(job, whole=whole) for name, job in jobs.items()}
         return Stream(shards, jobs, scales, threads)
+
+    def check(self) -> None:
+        """Resolve every parameter of every tensor, so that nothing is written where one is wrong.
+
+        Raises:
+            UntaxError: a parameter is missing or of another kind, or weights that are to be normalised sum to 0.
+        """
+        every = [self.settings.values(name) for name in self.base.tensors]
+        weights = [values["weight"] for values in every if values.get("normalize") and "weight" in values]
+        # Where all weights are 0, `ties` leaves a tensor as it is: that may be meant, but not everywhere.
+        for own in [one for one in weights if any(one)] or weights:
+            weight_sum(own, where=self.settings.where)
+        for values in every:
+            self._factor(values)
 
     def changed(self) -> set[str]:
         """Names of the tensors that any adapter changes."""
@@ -158,7 +173,12 @@ def _models(config: MergeConfig, method: Method) -> tuple[tuple[Reference, ...],
     for entry in config.raw["models"]:
         if not isinstance(entry, dict) or "model" not in entry:
             raise UntaxError(f"An entry is {entry!r}.", where=where, fix="Write `- model: base+adapter`.")
-        found[read_reference(entry["model"], where=config.path)] = _mapping(entry.get("parameters"), where)
+        reference = read_reference(entry["model"], where=config.path)
+        if reference in found:
+            raise UntaxError(
+                f"{reference.text} is listed twice.", where=where, fix="List it once, with both weights added up."
+            )
+        found[reference] = _mapping(entry.get("parameters"), where)
     base = config.raw.get("base_model")
     if base is not None:
         reference = read_reference(base, where=config.path)

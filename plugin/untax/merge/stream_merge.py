@@ -37,7 +37,12 @@ class StreamMerge(Kind):
         return output_size(self.shards)
 
     def notes(self) -> list[str]:
-        """Keys that nobody reads."""
+        """Keys that nobody reads.
+
+        Raises:
+            UntaxError: the configuration or a parameter is wrong.
+        """
+        self.plan.check()
         return [*(f"nobody reads the key {key}." for key in unknown_keys(self.config)), *self.plan.settings.unknown()]
 
     def describe(self) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from untax.errors import UntaxError
@@ -20,22 +21,30 @@ def _combined(block: Block, coefficients: tuple[float, ...]) -> torch.Tensor:
 def average(values: Values) -> tuple[tuple[float, ...], float]:
     """(w_k / sum of w, 1), or (w_k, sum of w) without normalisation: the base is in every model."""
     weights = values["weight"]
-    total = math.fsum(weights)
-    return (tuple(weight / _divisor(total) for weight in weights), 1.0) if values["normalize"] else (weights, total)
+    if not values["normalize"]:
+        return weights, math.fsum(weights)
+    total = weight_sum(weights)
+    return tuple(weight / total for weight in weights), 1.0
 
 
 def summed(values: Values) -> tuple[tuple[float, ...], float]:
     """(lambda * w_k, 1), divided by the sum of w with ``normalize``."""
     weights = values["weight"]
-    divisor = _divisor(math.fsum(weights)) if values["normalize"] else 1.0
+    divisor = weight_sum(weights) if values["normalize"] else 1.0
     return tuple(values["lambda"] * weight / divisor for weight in weights), 1.0
 
 
-def _divisor(total: float) -> float:
+def weight_sum(weights: Sequence[float], *, where: object = "parameters: weight") -> float:
+    """What weights are divided by to be normalised.
+
+    Raises:
+        UntaxError: it is 0.
+    """
+    total = math.fsum(weights)
     if abs(total) < 1e-8:
         raise UntaxError(
             f"The weights sum to {total:g} and cannot be normalised.",
-            where="parameters: weight",
+            where=where,
             fix="Change a weight, or say `normalize: false`.",
         )
     return total

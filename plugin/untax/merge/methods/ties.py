@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from untax.adapters.threshold import kth_largest
+from untax.errors import UntaxError
 from untax.merge.method import Block, Deltas, Job, Method, Parameter
 from untax.merge.methods.consensus import elect
 from untax.merge.methods.linear import TASK_PARAMETERS
@@ -85,8 +86,19 @@ ties = Method(
 
 
 def global_thresholds(jobs: Iterator[Job]) -> list[float]:
-    """For each model the magnitude that its largest ``density`` of all elements of all changed tensors reach."""
+    """For each model the magnitude that its largest ``density`` of all elements of all changed tensors reach.
+
+    Raises:
+        UntaxError: a density is not the same for all tensors.
+    """
     every = list(jobs)
+    for job in every:
+        if job.values["density"] != every[0].values["density"]:
+            raise UntaxError(
+                f"The densities of {job.deltas.tensor} are others than those of {every[0].deltas.tensor}.",
+                where="parameters: density",
+                fix="Give each model one density for all tensors, or use ties.",
+            )
     count = sum(math.prod(job.deltas.shape) for job in every)
     return [_global_limit(every, model, count) for model in range(every[0].deltas.models)] if every else []
 
