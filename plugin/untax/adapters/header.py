@@ -1,10 +1,11 @@
-"""The header of a safetensors file, read without torch: names, dtypes, shapes, and whether the file is whole."""
+"""The header of a safetensors file, without torch: names, dtypes, shapes, and whether the file is whole."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,22 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     if overlap or max((stop for _, stop in spans), default=8 + length) != size:
         raise _broken(path)
     return tensors
+
+
+def make_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes:
+    """What a safetensors file begins with, padded so that the data are aligned to 8 bytes.
+
+    Args:
+        tensors: (name, dtype, shape, bytes) of each, in the order in which they follow.
+    """
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for name, dtype, shape, size in tensors:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, start + size]}
+        start += size
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def _info(path: Path, data: int, entry: dict[str, Any]) -> TensorInfo:

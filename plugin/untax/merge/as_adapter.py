@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from untax.adapters.base import StoredModel, same_values
+from untax.adapters.header import make_header
 from untax.adapters.live import BASE_CHANGING_INITS
 from untax.adapters.rows import read_rows
 from untax.adapters.statistics import FLOATING
@@ -141,7 +142,9 @@ def write_combined(
     ranks = {module: written_rank(shares, rank) for module, shares in plan.layers.items()}
     done: list[CombinedLayer] = []
     with (out / WEIGHTS_NAME).open("wb") as handle:
-        handle.write(_head(_shapes(plan, ranks)))
+        handle.write(
+            make_header((key, "F32", shape, 4 * math.prod(shape)) for key, shape in _shapes(plan, ranks).items())
+        )
         for tensor in itertools.chain(_factors(plan, rank, done), (_merged(item, base) for item in plan.replaced)):
             values = tensor.contiguous().numpy()
             handle.write(values.data)
@@ -262,19 +265,6 @@ def _shapes(plan: _Plan, ranks: dict[str, int]) -> dict[str, Shape]:
         inside = f"{module}.base_layer.{parameter}" if module in plan.layers else item.tensor
         shapes[PREFIX + inside] = item.shape
     return shapes
-
-
-def _head(shapes: dict[str, Shape]) -> bytes:
-    """The head of a safetensors file of fp32 tensors that follow each other in this order."""
-    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    start = 0
-    for key, shape in shapes.items():
-        stop = start + 4 * math.prod(shape)
-        entries[key] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, stop]}
-        start = stop
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _factors(plan: _Plan, rank: int | None, done: list[CombinedLayer]) -> Iterator[torch.Tensor]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from untax.adapters.base import INDEX_NAME, WEIGHTS_NAME, StoredModel
-from untax.adapters.header import TensorInfo
+from untax.adapters.header import TensorInfo, make_header
 
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 DTYPES = {"float64": "F64", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -51,17 +50,8 @@ class Shard:
     tensors: tuple[OutputTensor, ...]
 
     def header(self) -> bytes:
-        """What a safetensors file begins with, padded so that the data are aligned to 8 bytes."""
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-        start = 0
-        for tensor in self.tensors:
-            stop = start + tensor.size
-            shape = list(tensor.source.shape)
-            entries[tensor.name] = {"dtype": tensor.dtype, "shape": shape, "data_offsets": [start, stop]}
-            start = stop
-        text = json.dumps(entries, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        """What the file begins with."""
+        return make_header((one.name, one.dtype, one.source.shape, one.size) for one in self.tensors)
 
     @property
     def size(self) -> int:
@@ -120,8 +110,3 @@ def write_index(shards: Sequence[Shard], folder: Path) -> None:
 def output_size(shards: Sequence[Shard]) -> int:
     """Bytes of all files."""
     return sum(shard.size for shard in shards)
-
-
-def elements(shards: Sequence[Shard]) -> int:
-    """How many numbers all files hold."""
-    return sum(math.prod(tensor.source.shape) for shard in shards for tensor in shard.tensors)
