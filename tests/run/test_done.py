@@ -9,7 +9,7 @@ import pytest
 
 from untax.demo.demo import BUNDLE
 from untax.errors import UntaxError
-from untax.manifest import digest_file, digest_model
+from untax.manifest import NOT_READ, digest_file, digest_model
 from untax.run.done import input_digest, read_yaml, stale_inputs
 
 
@@ -60,3 +60,12 @@ def test_a_broken_yaml_is_said_plainly(tmp_path: Path, content: bytes):
     (tmp_path / "x.yaml").write_bytes(content)
     with pytest.raises(UntaxError, match="YAML"):
         read_yaml(tmp_path / "x.yaml")
+
+
+def test_files_of_statistics_and_bases_that_were_not_read(tmp_path: Path):
+    (tmp_path / "f.safetensors").write_bytes(b"one")
+    recorded = {"inputs": {"f.safetensors": digest_file(tmp_path / "f.safetensors"), "base": NOT_READ}}
+    (tmp_path / "base").mkdir()
+    assert stale_inputs(recorded, {"base_model": "base"}, tmp_path) == []
+    (tmp_path / "f.safetensors").write_bytes(b"two")
+    assert stale_inputs(recorded, {"base_model": "base"}, tmp_path) == ["f.safetensors"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,20 +22,26 @@ if TYPE_CHECKING:
 
 
 class TensorDeltas:
-    """See ``untax.merge.method.Deltas``; what an adapter has for the tensor is loaded when it is first needed.
+    """See ``untax.merge.method.Deltas``; what an adapter has for the tensor is loaded when it is needed.
 
     Attributes:
         tensor: its name in the base's checkpoint.
         shape: as rows and columns.
         changes: one for each model, None where a model leaves the tensor as it is.
         base: called with rows, it returns those of the base in fp32, shape (n, columns).
+        opened: gives an opened change (see ``opener``).
     """
 
-    def __init__(self, tensor: str, shape: tuple[int, ...], changes: Sequence[Change | None], base: Rows):
+    def __init__(
+        self,
+        tensor: str,
+        shape: tuple[int, ...],
+        changes: Sequence[Change | None],
+        base: Rows,
+        opened: Callable[[Change], Opened],
+    ):
         self.tensor, self.shape = tensor, table_shape(shape)
-        self.changes, self.base = tuple(changes), base
-        self._opened: dict[int, Opened] = {}
-        self._lock = threading.Lock()
+        self.changes, self.base, self.opened = tuple(changes), base, opened
 
     @property
     def models(self) -> int:
@@ -64,7 +71,7 @@ class TensorDeltas:
             return torch.zeros(len(range(*rows.indices(self.shape[0]))), self.shape[1])
         if change.needs_base and base is None:
             base = self.base(rows)
-        return self._open(model, change)(rows, base)
+        return self.opened(change)(rows, base)
 
     def stacked(self, rows: slice, base: torch.Tensor) -> torch.Tensor:
         """The same rows of all K deltas, shape (K, n, columns); this thread's next call overwrites them."""
@@ -73,11 +80,10 @@ class TensorDeltas:
             delta.copy_(self.rows(model, rows, base)) if self.has(model) else delta.zero_()
         return found
 
-    def _open(self, model: int, change: Change) -> Opened:
-        with self._lock:
-            if model not in self._opened:
-                self._opened[model] = change.open()
-            return self._opened[model]
+
+def opener(limit: int) -> Callable[[Change], Opened]:
+    """What opens changes and keeps at most ``limit`` of them open: those that were used last."""
+    return functools.lru_cache(limit)(lambda change: change.open())
 
 
 _threads = threading.local()

@@ -12,14 +12,14 @@ from untax.adapters.changes import read_changes
 from untax.adapters.stored import StoredAdapter
 from untax.errors import UntaxError
 from untax.merge.config_file import MergeConfig
-from untax.merge.deltas import TensorDeltas, stored_rows
+from untax.merge.deltas import TensorDeltas, opener, stored_rows
 from untax.merge.method import Method, Values
 from untax.merge.methods.linear import weight_sum
 from untax.merge.options import Options
 from untax.merge.references import Reference, Source, read_reference
 from untax.merge.settings import Settings, has_gradients, layer_count
 from untax.merge.shards import DTYPES, WIDTHS, Shard, lay_out
-from untax.merge.stream import Stream
+from untax.merge.stream import AHEAD, Stream
 from untax.merge.tensor_job import TensorJob
 from untax.plugins import registry
 
@@ -58,12 +58,14 @@ class Plan:
             UntaxError: an adapter does not fit the base, or a parameter is wrong.
         """
         changes = [self._changes(reference) for reference in self.models]
+        # Of each tensor that is merged, or whose statistics are computed ahead.
+        opened = opener(len(self.models) * (threads + AHEAD + 1))
         jobs = {}
         for name, info in self.base.tensors.items():
             mine = [found.get(name) for found in changes]
             values = self.settings.values(name)
             if info.dtype in WIDTHS and (any(mine) or self._factor(values) != 1):
-                deltas = TensorDeltas(name, info.shape, mine, stored_rows(info))
+                deltas = TensorDeltas(name, info.shape, mine, stored_rows(info), opened)
                 jobs[name] = TensorJob(self.method, deltas, values, seed, scales)
         order = [tensor.name for shard in shards for tensor in shard.tensors if tensor.name in jobs]
         if self.method.whole is not None:

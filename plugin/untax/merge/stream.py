@@ -19,7 +19,7 @@ from untax.merge.source import BaseReader
 from untax.merge.tensor_job import TensorJob
 
 # Tensors whose statistics are computed ahead, so that no thread waits for those of its own piece.
-_AHEAD = 3
+AHEAD = 3
 # Pieces on their way, for each thread.
 _PENDING = 3
 
@@ -112,7 +112,7 @@ class Stream:
             for tensor in shard.tensors:
                 if tensor.name in self.jobs:
                     ahead.append(pool.submit(self.jobs[tensor.name].prepare))
-                    if len(ahead) > _AHEAD:
+                    if len(ahead) > AHEAD:
                         yield ahead.popleft()
         yield from ahead
 

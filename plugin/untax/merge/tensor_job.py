@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,7 +39,7 @@ class TensorJob:
     def prepare(self) -> Any:
         """The method's statistics of the whole tensor; for a sum of deltas its concatenated factors."""
         if self.method.coefficients is not None:
-            return self._concatenated
+            return self._concatenated()
         return None if self.method.statistics is None else self.method.statistics(self.as_job())
 
     def as_job(self) -> Job:
@@ -62,25 +61,23 @@ class TensorJob:
 
     def _merged_delta(self, statistics: Any, rows: slice, base: torch.Tensor) -> torch.Tensor:
         if self.method.coefficients is not None:
-            return self._summed(rows, base)
+            return self._summed(statistics, rows, base)
         deltas = self.deltas.stacked(rows, base)
         shape = self.deltas.shape
         block = Block(deltas, self.deltas.tensor, rows, shape, self.values, self.seed, statistics, base)
         return self.method.merge(block)
 
-    def _summed(self, rows: slice, base: torch.Tensor) -> torch.Tensor:
+    def _summed(self, factors: Factors | None, rows: slice, base: torch.Tensor) -> torch.Tensor:
         """One product of the concatenated factors for all low-rank deltas, and the others one by one."""
         import torch
 
         assert self.method.coefficients is not None
-        factors = self._concatenated
         delta = torch.zeros_like(base) if factors is None else factors[0][rows] @ factors[1]
         for model, weight in enumerate(self.method.coefficients(self.values)[0]):
             if not isinstance(self.deltas.changes[model], LowRankChange) and self.deltas.has(model) and weight:
                 delta.add_(self.deltas.rows(model, rows, base), alpha=weight)
         return delta
 
-    @functools.cached_property
     def _concatenated(self) -> Factors | None:
         """([c_1 s_1 B_1 | c_2 s_2 B_2 ...], [A_1; A_2; ...]): their product is the weighted sum of the deltas."""
         import torch
