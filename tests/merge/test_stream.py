@@ -362,6 +362,47 @@ def test_nan_in_the_base_is_named(own_models: Path, config: Config, tmp_path: Pa
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["task_arithmetic", "ties", "ties_global"])
+def test_what_was_merged_is_not_kept_in_memory(
+    name: str, tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 60 tensors, the factors of no more are alive at a time than are merged or prepared."""
+    import weakref
+
+    from untax.adapters.changes import LowRankChange
+
+    layers = [f"model.layers.{number}.mlp.up_proj" for number in range(60)]
+    (tmp_path / "base").mkdir()
+    save_file({f"{layer}.weight": torch.randn(8, 8) for layer in layers}, tmp_path / "base/model.safetensors")
+    (tmp_path / "base/config.json").write_text(json.dumps({"num_hidden_layers": 60, "tie_word_embeddings": False}))
+    (tmp_path / "a").mkdir()
+    factors = {
+        f"base_model.model.{layer}.lora_{kind}.weight": torch.randn(8, 8) for layer in layers for kind in ("A", "B")
+    }
+    save_file(factors, tmp_path / "a/adapter_model.safetensors")
+    about = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "base_model_name_or_path": str(tmp_path / "base")}
+    (tmp_path / "a/adapter_config.json").write_text(json.dumps(about))
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def counted(stock: Any, result: Any) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal most
+            found = stock(*arguments, **options)
+            alive.add(result(found))
+            most = max(most, len(alive))
+            return found
+
+        return call
+
+    monkeypatch.setattr(LowRankChange, "factors", counted(LowRankChange.factors, lambda found: found[1]))
+    monkeypatch.setattr(torch, "cat", counted(torch.cat, lambda found: found))
+    listed = [{"model": f"{tmp_path / 'base'}+{tmp_path / 'a'}", "parameters": {"weight": 1.0, "density": 0.5}}]
+    path = config(merge_method=name, models=listed, base_model=str(tmp_path / "base"))
+    untax_merge(path, tmp_path / "out", "--no-copy-tokenizer", "--num-threads=2")
+    assert 0 < most < 15
+
+
 def test_overflow_is_named(own_models: Path, config: Config, tmp_path: Path) -> None:
     path = config(**{**linear(own_models), "out_dtype": "float16"})
     with pytest.raises(UntaxError, match=r"The merged model\.layers.* overflows F16"):

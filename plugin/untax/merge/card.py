@@ -9,7 +9,11 @@ from typing import Any
 from untax import __version__
 from untax.merge.references import Reference
 
-_DIGITS = 16
+# Library, tags and relation to the base, as the hub has them.
+_KINDS = {
+    "model": ("transformers", ["mergekit", "merge", "untax"], "merge"),
+    "adapter": ("peft", ["lora", "merge", "untax"], "adapter"),
+}
 
 
 def model_card(
@@ -18,6 +22,7 @@ def model_card(
     digests: Mapping[str, str],
     config: str,
     facts: Mapping[str, str],
+    what: str,
 ) -> str:
     """Markdown with the metadata that the hub reads.
 
@@ -27,22 +32,25 @@ def model_card(
         digests: of each input, by its path.
         config: the mergekit YAML.
         facts: further lines, by their titles.
+        what: ``model`` or ``adapter``.
     """
-    rows = [f"| `{path}` | `{digest if len(digest) != 64 else digest[:_DIGITS]}` |" for path, digest in digests.items()]
+    rows = [f"| `{path}` | `{digest}` |" for path, digest in digests.items()]
     lines = [
-        *("---", _metadata(references).strip(), "---", "", f"# {name}", ""),
-        f"Merged by [mergekit](https://github.com/arcee-ai/mergekit)'s configuration with `untax merge` {__version__}.",
+        *("---", _metadata(references, what).strip(), "---", "", f"# {name}", ""),
+        f"Merged by `untax merge` {__version__}, as a [mergekit](https://github.com/arcee-ai/mergekit) YAML says.",
         *("", *(f"- {title}: {fact}" for title, fact in facts.items()), ""),
-        *("| input | SHA-256 (first digits) or commit |", "|---|---|", *rows, ""),
-        *("`untax.json` has the digests whole, and those of the files of this model.", ""),
+        *("| input | SHA-256 or commit |", "|---|---|", *rows, ""),
+        *(f"`untax.json` has the digests of the files of this {what}, too.", ""),
         *("```yaml", config.strip(), "```", ""),
     ]
     return "\n".join(lines)
 
 
-def _metadata(references: Sequence[Reference]) -> str:
+def _metadata(references: Sequence[Reference], what: str) -> str:
     import yaml
 
+    library, tags, relation = _KINDS[what]
+
     bases = list(dict.fromkeys(one.base.path for one in references if not Path(one.base.path).is_dir()))
-    content: dict[str, Any] = {"base_model": bases, "base_model_relation": "merge"} if bases else {}
-    return str(yaml.safe_dump({**content, "library_name": "transformers", "tags": ["mergekit", "merge", "untax"]}))
+    content: dict[str, Any] = {"base_model": bases, "base_model_relation": relation} if bases else {}
+    return str(yaml.safe_dump({**content, "library_name": library, "tags": tags}))

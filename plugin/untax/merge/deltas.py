@@ -6,7 +6,7 @@ import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from untax.adapters.blocks import row_blocks
 from untax.adapters.header import TensorInfo
@@ -38,7 +38,7 @@ class TensorDeltas:
         shape: tuple[int, ...],
         changes: Sequence[Change | None],
         base: Rows,
-        opened: Callable[[Change], Opened],
+        opened: Callable[[Any], Opened],
     ):
         self.tensor, self.shape = tensor, table_shape(shape)
         self.changes, self.base, self.opened = tuple(changes), base, opened
@@ -81,7 +81,7 @@ class TensorDeltas:
         return found
 
 
-def opener(limit: int) -> Callable[[Change], Opened]:
+def opener(limit: int) -> Callable[[Any], Opened]:
     """What opens changes and keeps at most ``limit`` of them open: those that were used last."""
     return functools.lru_cache(limit)(lambda change: change.open())
 

@@ -207,7 +207,8 @@ class _Merge:
         facts = {**made.facts, "scale": sections["how"]["scale"]}
         if self.options["write_model_card"]:
             shown = self.kind.card(facts) | ({} if facts["scale"] == 1 else {"Scale": f"{facts['scale']:g}"})
-            card = model_card(name, self.config.references, sections["inputs"], self.config.text, shown)
+            references, inputs = self.config.references, sections["inputs"]
+            card = model_card(name, references, inputs, self.config.text, shown, self.kind.what)
             (part / "README.md").write_text(card, encoding="utf-8")
             (part / "mergekit_config.yml").write_text(self.config.text, encoding="utf-8")
         write_manifest(
