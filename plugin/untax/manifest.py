@@ -67,17 +67,21 @@ def digest_files(folder: Path, patterns: Iterable[str]) -> str:
     return digest_json({file.relative_to(folder).as_posix(): digest_file(file) for file in files})
 
 
-def digest_model(model: str | Path) -> str:
+def digest_model(model: str | Path, revision: str | None = None) -> str:
     """The identity of a model: its weights' and config's digest, or ``hub:<id>@<commit>``.
 
     A hub id that is not in the local cache has no known commit and gives ``hub:<id>@unknown``.
+
+    Args:
+        model: a folder or hub id.
+        revision: of the hub id; ``main`` by default.
     """
     path = Path(model)
     if path.is_dir():
         return digest_files(path, ["*.safetensors", "config.json"])
     from huggingface_hub import try_to_load_from_cache
 
-    cached = try_to_load_from_cache(str(model), "config.json")
+    cached = try_to_load_from_cache(str(model), "config.json", revision=revision)
     commit = Path(cached).parent.name if isinstance(cached, str) else "unknown"
     return f"hub:{model}@{commit}"
 

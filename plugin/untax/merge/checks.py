@@ -189,7 +189,7 @@ def side_digests(config: Any) -> dict[str, str]:
 
 
 def input_digests(references: Iterable[Reference], *, read: bool = True) -> dict[str, str]:
-    """The identity of every model and adapter, by its path as the YAML has it.
+    """The identity of every model and adapter, by its path (and revision) as the YAML has it.
 
     Args:
         references: the inputs.
@@ -198,10 +198,10 @@ def input_digests(references: Iterable[Reference], *, read: bool = True) -> dict
     digests: dict[str, str] = {}
     for reference in references:
         if read or model_digest_is_known(reference.base.path):
-            digests[reference.base.path] = digest_model(reference.base.path)
+            digests[reference.base.text] = digest_model(reference.base.path, reference.base.revision)
         else:
             recorded = reference.adapter and recorded_base(reference.adapter.folder)
-            digests[reference.base.path] = recorded or digests.get(reference.base.path, NOT_READ)
+            digests[reference.base.text] = recorded or digests.get(reference.base.text, NOT_READ)
         if reference.adapter is not None:
-            digests[reference.adapter.path] = digest_files(reference.adapter.folder, ADAPTER_FILES)
+            digests[reference.adapter.text] = digest_files(reference.adapter.folder, ADAPTER_FILES)
     return digests

@@ -42,6 +42,11 @@ class Source:
         return _from_hub(self)
 
     @property
+    def text(self) -> str:
+        """As the YAML has it."""
+        return self.path if self.revision is None else f"{self.path}@{self.revision}"
+
+    @property
     def place(self) -> Path:
         """The folder, however it is spelled or linked to."""
         return self.folder.resolve()

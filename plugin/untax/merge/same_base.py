@@ -25,7 +25,7 @@ def check_base(adapter: StoredAdapter, base: Source, *, read: bool = True) -> No
         UntaxError: they differ.
     """
     trained = str(adapter.config.get("base_model_name_or_path") or "")
-    given = digest_model(base.path) if read or model_digest_is_known(base.path) else None
+    given = digest_model(base.path, base.revision) if read or model_digest_is_known(base.path) else None
     recorded = recorded_base(adapter.folder)
     if recorded is None and trained and Path(trained).is_dir() and (read or model_digest_is_known(trained)):
         recorded = digest_model(trained)
