@@ -439,6 +439,25 @@ def test_adapter_of_another_base_is_found_when_the_base_is_read(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["merge.yaml", "models"]
 
 
+def test_what_is_known_of_an_unread_base(
+    own_models: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name is compared before anything is written; a dry run reads the base for its digest."""
+    from untax.merge import merge
+
+    monkeypatch.setattr(merge, "model_digest_is_known", lambda path: False)
+    monkeypatch.setattr(stream_merge.StreamMerge, "write", lambda *arguments: pytest.fail("something is written"))
+    path = config(**linear(own_models))
+    name_base(own_models / "a0", Path("some/model"))
+    with pytest.raises(UntaxError, match=r"trained on another base \(some/model\)"):
+        untax_merge(path, tmp_path / "out")
+    name_base(own_models / "a0", own_models / "base")
+    manifest = {"what": "adapter", "inputs": {"base": "0" * 64}, "outputs": {}}
+    (own_models / "a0/untax.json").write_text(json.dumps(manifest))
+    with pytest.raises(UntaxError, match="the name is the same, but not the content"):
+        untax_merge(path, tmp_path / "out", dry_run=True)
+
+
 def test_engine_that_cannot(models: Path, config: Config, tmp_path: Path) -> None:
     path = config(**{**linear(models), "merge_method": "karcher"})
     with pytest.raises(UntaxError, match="cannot be streamed from merge_method karcher"):

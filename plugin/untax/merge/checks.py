@@ -13,7 +13,7 @@ from untax.adapters.stored import ADAPTER_FILES, StoredAdapter
 from untax.errors import UntaxError
 from untax.manifest import NOT_READ, digest_file, digest_files, digest_model, model_digest_is_known
 from untax.merge.references import Reference
-from untax.merge.same_base import check_base, recorded_base
+from untax.merge.same_base import check_base, has_digests, recorded_base
 from untax.merge.side_files import has_tokenizer
 from untax.merge.tokenizers import check_tokenizers
 
@@ -42,12 +42,13 @@ def check_inputs(references: Iterable[Reference], *, crimes: bool = False, token
     raise_all(problems)
 
 
-def check_bases(references: Iterable[Reference], *, read: bool = True) -> None:
+def check_bases(references: Iterable[Reference], *, read: bool = True, by_name: bool = False) -> None:
     """Check that each adapter is added to the base that it was trained on.
 
     Args:
         references: the inputs.
         read: whether bases may be read for their digests.
+        by_name: check only where names decide, since there are no digests to compare; reads nothing.
 
     Raises:
         UntaxError: naming every adapter of another base.
@@ -55,7 +56,9 @@ def check_bases(references: Iterable[Reference], *, read: bool = True) -> None:
     problems: list[UntaxError] = []
     for reference in references:
         if reference.adapter is not None:
-            collect(problems, check_base, StoredAdapter(reference.adapter.folder), reference.base, read=read)
+            adapter = StoredAdapter(reference.adapter.folder)
+            if not (by_name and has_digests(adapter, reference.base)):
+                collect(problems, check_base, adapter, reference.base, read=read and not by_name)
     raise_all(problems)
 
 

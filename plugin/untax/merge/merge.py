@@ -149,7 +149,9 @@ class _Merge:
     def into(self, outs: Sequence[Path]) -> list[Path]:
         """Make the outputs that are not there yet."""
         early = not self.kind.defers_digests or any(out.exists() for out in outs) or self._digests_are_known()
-        identity = self._identity() if early else None
+        identity = self._identity() if early or self.wish.dry_run else None
+        if identity is None and not self.options["allow_crimes"]:
+            checks.check_bases(self.config.references, by_name=True)
         wanted = [self._wanted(identity, scale) for scale in self.wish.scales]
         done = [place.is_done(out, section, force=self.wish.force) for out, section in zip(outs, wanted, strict=True)]
         missing = [index for index, finished in enumerate(done) if not finished]

@@ -34,11 +34,21 @@ def check_base(adapter: StoredAdapter, base: Source, *, read: bool = True) -> No
     else:
         same = not trained or _last_part(trained) in (_last_part(base.path), _last_part(str(base.folder.resolve())))
     if not same:
+        problem = f"The adapter was trained on another base ({trained or recorded}) than it is added to ({base.path})"
         raise UntaxError(
-            f"The adapter was trained on another base ({trained or recorded}) than it is added to ({base.path}).",
+            f"{problem}: the name is the same, but not the content." if trained == base.path else f"{problem}.",
             where=adapter.folder,
             fix="Name its own base in the YAML; if they are one and the same, say --allow-crimes.",
         )
+
+
+def has_digests(adapter: StoredAdapter, base: Source) -> bool:
+    """Whether digests, and not names, say if a folder is the adapter's base."""
+    recorded = recorded_base(adapter.folder)
+    if recorded is not None:
+        return recorded.startswith("hub:") != Path(base.path).is_dir()
+    trained = str(adapter.config.get("base_model_name_or_path") or "")
+    return bool(trained) and Path(trained).is_dir()
 
 
 def recorded_base(folder: Path) -> str | None:
