@@ -38,6 +38,10 @@ def test_identity_is_what_decides_the_output_in_one_spelling() -> None:
     assert read_options(["-v", "--quiet", "-j", "3", "--write-threads=2"]).identity() == []
     spelled = [["--random-seed=3", "--allow-crimes"], ["--allow-crimes", "--random-seed", "3"]]
     assert [read_options(one).identity() for one in spelled] == [["allow_crimes=True", "random_seed=3"]] * 2
+    assert read_options([f"--random-seed={DEFAULT_SEED}", "--device=cpu", "--no-cuda"]).identity() == []
+    sizes = [read_options([f"--out-shard-size={size}"]).identity() for size in ("10K", "10k", "10000")]
+    assert sizes == [["out_shard_size=10000"]] * 3
+    assert read_options(["--device=cuda:1"]).identity() == ["device=cuda:1"]
 
 
 @pytest.mark.parametrize(

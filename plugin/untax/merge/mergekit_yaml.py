@@ -17,14 +17,12 @@ from untax.merge import mergekit_methods
 from untax.merge.left_out import left_out
 from untax.merge.mergekit_reader import adapters_as_deltas, without_adapter
 from untax.merge.mergekit_writer import Scaling, StoredDtypes, finished_by, scaled_base
+from untax.merge.options import DEFAULT_SEED
 from untax.merge.references import Source, with_plain_folders
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
     from mergekit.options import MergeOptions
-
-DEFAULT_SEED = 42
-"""The seed of methods that drop at random (dare_*, della_*), unless --random-seed says another."""
 
 
 def import_quietly() -> None:
@@ -47,7 +45,7 @@ def import_quietly() -> None:
 
 
 def read_options(arguments: list[str]) -> MergeOptions:
-    """Parse mergekit-yaml's options with its own parser; the seed is 42 when none is given.
+    """Parse mergekit-yaml's options with its own parser; the seed is ``DEFAULT_SEED`` when none is given.
 
     Raises:
         click.ClickException: mergekit does not know an option or its value.

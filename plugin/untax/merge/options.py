@@ -80,8 +80,11 @@ class Options:
 
     def identity(self) -> list[str]:
         """Those that decide what comes out, in one spelling."""
-        defaults = _defaults()
-        changed = {name: value for name, value in self.values.items() if value != defaults[name]}
+        defaults = {**_defaults(), "random_seed": DEFAULT_SEED}
+        meant = {"random_seed": self.seed, "out_shard_size": self.shard_bytes, "device": self["device"]}
+        if not self.on_gpu:
+            meant["device"] = None
+        changed = {name: value for name, value in {**self.values, **meant}.items() if value != defaults[name]}
         return sorted(f"{name}={value}" for name, value in changed.items() if name not in _WITHOUT_EFFECT)
 
 

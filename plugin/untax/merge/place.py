@@ -14,6 +14,8 @@ from untax.errors import UntaxError
 from untax.files import new_folder
 from untax.manifest import changed_outputs, read_manifest
 
+_NAMES = {"how": "scale, engine or rank"}
+
 
 def is_done(out: Path, wanted: dict[str, Any], *, force: bool) -> bool:
     """Whether ``out`` already holds this very merge, whole.
@@ -48,7 +50,7 @@ def _difference(out: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> 
         return f"another artifact ({manifest['what']})"
     for section, value in wanted.items():
         if _content(manifest.get(section)) != _content(value):
-            return f"another merge, with other {section}"
+            return f"another merge, with other {_NAMES.get(section, section)}"
     changed = changed_outputs(out, manifest)
     return f"this merge, but changed since ({', '.join(changed)})" if changed else None
 
