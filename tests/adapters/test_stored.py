@@ -107,6 +107,11 @@ def test_missing_parts(adapter: Path) -> None:
         ({"r": 8}, "is 4, but 8 according to"),
         ({"peft_type": "IA3"}, "no LoRA adapter"),
         ({"r": None}, "no LoRA adapter"),
+        ({"r": "four"}, "under r or rank_pattern is no number"),
+        ({"rank_pattern": [4]}, "under r or rank_pattern"),
+        ({"lora_alpha": float("nan")}, "under lora_alpha or alpha_pattern"),
+        ({"alpha_pattern": {"(": 4}}, "under lora_alpha or alpha_pattern"),
+        ({"alpha_pattern": {"q_proj": None}}, "under lora_alpha or alpha_pattern"),
     ],
 )
 def test_configuration_that_does_not_fit(changes: dict[str, Any], message: str, adapter: Path) -> None:
@@ -135,3 +140,33 @@ def test_nonfinite_values_are_found_without_torch(dtype: str, value: float, tmp_
         "empty": False,
         "counts": False,
     }
+
+
+@pytest.mark.parametrize(("down", "up"), [((4,), (8, 4)), ((4, 8), (8,)), ((), (8, 4)), ((0, 8), (8, 0))])
+def test_factors_that_are_no_matrices(down: tuple[int, ...], up: tuple[int, ...], adapter: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    factors = {f"base_model.model.q.lora_{kind}.weight": torch.ones(shape) for kind, shape in (("A", down), ("B", up))}
+    save_file(factors, adapter / "adapter_model.safetensors")
+    with pytest.raises(UntaxError, match="The factors of q are no matrices"):
+        _ = StoredAdapter(adapter).layers
+
+
+HEADERS = {
+    "a negative offset": {"x": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}},
+    "a hole": {
+        name: {"dtype": "F32", "shape": [1], "data_offsets": [at, at + 4]} for name, at in (("x", 0), ("y", 12))
+    },
+    "negative sizes": {"x": {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}},
+    "half a byte": {"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4.0]}},
+}
+
+
+@pytest.mark.parametrize("what", HEADERS)
+def test_header_that_lies(what: str, tmp_path: Path) -> None:
+    header = json.dumps(HEADERS[what]).encode()
+    size = max(stop for entry in HEADERS[what].values() for stop in entry["data_offsets"])
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(int(size)))
+    with pytest.raises(UntaxError, match="is no safetensors file"):
+        read_header(tmp_path / "x.safetensors")

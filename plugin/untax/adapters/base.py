@@ -43,8 +43,16 @@ class StoredModel:
         self.folder = folder
         self.config = _read_json(folder / "config.json")
         self.tensors: dict[str, TensorInfo] = {}
-        for file in _weight_files(folder):
-            self.tensors.update(read_header(file))
+        listed = _listed(folder)
+        for file in _weight_files(folder, listed):
+            # As every reader does: where two shards have a tensor, that of the shard which the index names.
+            own = {name: info for name, info in read_header(file).items() if listed.get(name, file.name) == file.name}
+            self.tensors.update(own)
+        lost = sorted(listed.keys() - self.tensors.keys())
+        if lost:
+            raise UntaxError(
+                f"{listed[lost[0]]} has no {lost[0]}, though the index says so.", where=folder / INDEX_NAME, fix=_AGAIN
+            )
         self._rms: dict[TensorInfo, float] = {}
 
     @cached_property
@@ -196,12 +204,24 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _listed(folder: Path) -> dict[str, str]:
+    """The names of the shards by those of the tensors; empty where there is no index."""
     index = folder / INDEX_NAME
-    if index.is_file():
-        listed = _read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise UntaxError("The index of the shards has no weight_map.", where=index, fix=_AGAIN)
+    if not index.is_file():
+        return {}
+    listed = _read_json(index).get("weight_map")
+    if not listed or not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise UntaxError("The index of the shards has no weight_map.", where=index, fix=_AGAIN)
+    for name in listed.values():
+        if name != Path(name).name:
+            raise UntaxError(
+                f"The index names a shard elsewhere: {name}.", where=index, fix="Put all shards beside the index."
+            )
+    return listed
+
+
+def _weight_files(folder: Path, listed: Mapping[str, str]) -> list[Path]:
+    if listed:
         names = sorted(set(listed.values()))
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:

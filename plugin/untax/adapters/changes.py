@@ -81,6 +81,8 @@ class _Reading:
             more = f" ({len(self.left) - 1} more)" if len(self.left) > 1 else ""
             key = next(iter(self.left.values()))
             self._refuse(key, f"belongs to no tensor of the base {self.base.folder}{more}.")
+        if not self.changes:
+            raise UntaxError("The adapter changes nothing.", where=self.adapter.folder / WEIGHTS_NAME, fix=_AGAIN)
         for module in self.adapter.config.get("modules_to_save") or ():
             if _has_module(self.base.tensors, module) and not _has_module(self.adapter.names, module):
                 raise UntaxError(

@@ -60,9 +60,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise UntaxError(f"The file cannot be read: {error.strerror}.", where=path, fix="Check the path.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _broken(path) from error
-    spans = sorted((tensor.start, tensor.stop) for tensor in tensors.values())
-    overlap = any(then[0] < now[1] for now, then in itertools.pairwise(spans))
-    if overlap or max((stop for _, stop in spans), default=8 + length) != size:
+    # One tensor after the other from the first byte to the last: no overlap, no hole, nothing beyond the end.
+    spans = [(0, 8 + length), *sorted((tensor.start, tensor.stop) for tensor in tensors.values()), (size, size)]
+    if any(now[1] != then[0] for now, then in itertools.pairwise(spans)):
         raise _broken(path)
     return tensors
 
@@ -86,6 +86,8 @@ def make_header(tensors: Iterable[tuple[str, str, Sequence[int], int]]) -> bytes
 def _info(path: Path, data: int, entry: dict[str, Any]) -> TensorInfo:
     start, stop = entry["data_offsets"]
     tensor = TensorInfo(path, str(entry["dtype"]), tuple(entry["shape"]), data + start, data + stop)
+    if not all(isinstance(size, int) and size >= 0 for size in (*tensor.shape, tensor.start, stop - start)):
+        raise ValueError("an offset or a size that is none")
     width = _WIDTHS.get(tensor.dtype)
     if width is not None and tensor.elements * width != stop - start:
         raise ValueError("a tensor's size is not its shape's")

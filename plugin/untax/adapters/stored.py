@@ -102,7 +102,7 @@ class StoredAdapter:
         """Every layer with a pair of factors, in the order of the names.
 
         Raises:
-            UntaxError: a factor without its partner, or factors whose ranks differ.
+            UntaxError: a factor without its partner, factors whose ranks differ, or one that is no matrix.
         """
         found = [
             self._layer(name.removesuffix(down), down, up, embedding)
@@ -153,6 +153,12 @@ class StoredAdapter:
         if up is None:
             raise UntaxError(
                 f"The adapter has {down} but not {down.removesuffix(down_suffix)}{up_suffix}.",
+                where=self.folder / WEIGHTS_NAME,
+                fix="Train or copy the adapter again.",
+            )
+        if min(len(self.tensors[key].shape) for key in (down, up)) < 2 or not self.tensors[down].elements:
+            raise UntaxError(
+                f"The factors of {name} are no matrices.",
                 where=self.folder / WEIGHTS_NAME,
                 fix="Train or copy the adapter again.",
             )
@@ -210,7 +216,25 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise UntaxError(
             f"The adapter is no LoRA adapter (peft_type: {kind}).", where=path, fix="Only LoRA adapters can be merged."
         )
+    for key, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        if not _are_numbers([config[key]], config.get(pattern) or {}):
+            raise UntaxError(
+                f"What stands under {key} or {pattern} is no number, or no numbers by patterns of names.",
+                where=path,
+                fix="Train or copy the adapter again.",
+            )
     return config
+
+
+def _are_numbers(values: list[Any], patterns: Any) -> bool:
+    if not isinstance(patterns, dict):
+        return False
+    try:
+        for pattern in patterns:
+            re.compile(pattern)
+    except re.error:
+        return False
+    return all(type(value) in (int, float) and math.isfinite(value) for value in (*values, *patterns.values()))
 
 
 def _weights(folder: Path) -> Path:
