@@ -231,6 +231,19 @@ def test_mergekit_is_as_it_was_afterwards(models: Path, tmp_path: Path) -> None:
     assert patched() == before
 
 
+def test_a_merged_copy_that_is_asked_for_by_name_has_the_adapter_in_it(models: Path, tmp_path: Path) -> None:
+    """`mergekit-evolve` reads such copies itself; without the adapter it would evolve the base."""
+    from mergekit.common import ModelReference
+
+    from untax.merge.mergekit_reader import adapters_as_deltas
+
+    reference = ModelReference.model_validate(f"{models / 'base'}+{models / 'a0'}")
+    with adapters_as_deltas():
+        copy = Path(reference.merged(cache_dir=str(tmp_path)).model.path)
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert not weights(copy)[name].equal(weights(models / "base")[name])
+
+
 @pytest.fixture(scope="module")
 def bf16(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same models with a base in bf16, one of whose tensors is in fp32."""

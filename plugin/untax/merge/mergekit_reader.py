@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,8 +68,12 @@ def install() -> Callable[[], None]:
             self.loaders[model] = _open(stock_get(self, without_adapter(model)), model)
         return stock_get(self, model)
 
-    def merged(self: ModelReference, *_: object, **__: object) -> ModelReference:
-        return without_adapter(self)
+    def merged(self: ModelReference, *arguments: Any, **options: Any) -> ModelReference:
+        # Of its donor mergekit.merge copies configuration and tokenizer; whoever else asks for a merged copy (such as
+        # mergekit-evolve) reads its weights.
+        if sys._getframe(1).f_globals.get("__name__") == "mergekit.merge":
+            return without_adapter(self)
+        return stock_merged(self, *arguments, **options)
 
     def undo() -> None:
         LoaderCache.get, ModelReference.merged = stock_get, stock_merged
