@@ -54,7 +54,7 @@ def test_options_in_any_order(merge_yaml: Path, tmp_path: Path) -> None:
     shards = sorted(file.name for file in out.glob("*.safetensors"))
     assert len(shards) > 1
     assert '"seed": 7' in (out / "untax.json").read_text()
-    assert '"out_shard_size=100K"' in (out / "untax.json").read_text()
+    assert '"out_shard_size=100000"' in (out / "untax.json").read_text()
     run("merge", str(merge_yaml), str(out), "--out-shard-size", "100K", "--random-seed=7")  # the same merge
     run("merge", str(merge_yaml), str(out), code=2)
 

@@ -322,3 +322,11 @@ def test_nan_in_a_model_that_mergekit_merges(bad: float, own_models: Path, confi
     path = config(**linear(own_models), out_dtype="float16")
     message = refused(path, tmp_path / "out", engine="mergekit", scales=(1e9,))
     assert "overflows torch.float16" in message
+
+
+@pytest.mark.parametrize("out", ["base", "a0", "."])
+def test_an_input_is_never_replaced(out: str, own_models: Path, config: Config) -> None:
+    before = sorted(own_models.rglob("*"))
+    message = refused(config(**linear(own_models)), own_models / out, force=True)
+    assert "take the place of one of its inputs" in message
+    assert sorted(own_models.rglob("*")) == before

@@ -138,6 +138,23 @@ def check_has_tokenizer(base: Path) -> None:
         )
 
 
+def check_outputs(outs: Iterable[Path], references: Iterable[Reference]) -> None:
+    """Make sure that no input lies where an output is to be: --force would remove it.
+
+    Raises:
+        UntaxError: one does.
+    """
+    inputs = [source for one in references for source in (one.base, one.adapter) if source is not None]
+    for out in outs:
+        lost = next((one for one in inputs if one.place.is_relative_to(out.resolve())), None)
+        if lost is not None:
+            raise UntaxError(
+                f"The merge would take the place of one of its inputs: {lost.text}.",
+                where=out,
+                fix="Name another folder.",
+            )
+
+
 def check_values(config: dict[str, Any], *, where: object) -> None:
     """Check what no method takes, wherever it stands in the YAML.
 

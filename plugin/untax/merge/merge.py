@@ -24,8 +24,6 @@ from untax.merge.stream_merge import StreamMerge
 Say = Callable[[str], None]
 Progress = Callable[[int], contextlib.AbstractContextManager[Callable[[int], object]]]
 
-ENGINES = ("auto", "stream", "mergekit")
-
 
 @contextlib.contextmanager
 def silent(total: int) -> Iterator[Callable[[int], object]]:
@@ -93,6 +91,7 @@ def merge(
     for note in kind.notes():
         say(f"Note: {note}")
     outs = [output_name(out, scale, wish.scales) for scale in wish.scales]
+    checks.check_outputs(outs, config.references)
     return _Merge(config, options, wish, kind, say, progress, time.time()).into(outs)
 
 
