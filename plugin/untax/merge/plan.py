@@ -126,8 +126,6 @@ def _unlike_models(config: MergeConfig, method: Method) -> str | None:
     if any("override_architecture" in str(value) for value in config.raw["models"]):
         return "override_architecture"
     base = config.raw.get("base_model")
-    if base is None and method.base_is_model is False and not method.base:
-        return None
     if base is None and method.base:
         return f"{method.name} without base_model"
     if base is not None and not method.base_is_model and read_reference(base, where=config.path).adapter is not None:
