@@ -59,7 +59,8 @@ def write(out: Path, folders: Sequence[Path], coefficients: Any = WEIGHTS, **opt
     base = options.pop("base", None)
     stored = None if base is None else StoredModel(base)
     adapters = [StoredAdapter(folder) for folder in folders]
-    return write_combined(out, adapters, given, base=stored, base_name=str(base or "b"), **options)
+    scale = options.pop("scale", 1.0)
+    return write_combined([out], adapters, given, scales=[scale], base=stored, base_name=str(base or "b"), **options)
 
 
 def state(base: Path, adapter: Path | None = None) -> dict[str, Any]:
@@ -390,6 +391,34 @@ def test_integers_are_refused(simple: Path, tmp_path: Path) -> None:
     assert "I8" in refused(tmp_path, [simple, write_adapter(tmp_path / "other", factors)])
 
 
+@pytest.mark.parametrize("rank", [None, 3])
+def test_scales_in_one_call_share_the_factors(
+    rank: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from untax.merge import as_adapter
+
+    base = make_base(tmp_path / "base", BASE)
+    kinds: list[dict[str, Any]] = [{"modules_to_save": ["lm_head"]}, {"use_rslora": True}]
+    folders = [make_adapter(base, tmp_path / f"a{k}", seed=k, **kind) for k, kind in enumerate(kinds)]
+    scales = (1.0, 0.5, -2.0)
+    for scale in scales:
+        write(tmp_path / f"alone {scale}", folders, [0.5, 0.2], base=base, rank=rank, scale=scale)
+    computed: list[str] = []
+    stock = as_adapter.combine
+    monkeypatch.setattr(as_adapter, "combine", lambda module, *rest: (computed.append(module), stock(module, *rest))[1])
+    outs = [tmp_path / f"together {scale}" for scale in scales]
+    for out in outs:
+        out.mkdir()
+    adapters = [StoredAdapter(folder) for folder in folders]
+    found = as_adapter.write_combined(
+        outs, adapters, lambda _: [0.5, 0.2], rank=rank, scales=scales, base=StoredModel(base), base_name=str(base)
+    )
+    assert sorted(computed) == sorted(layer.module for layer in found.layers)
+    for out, scale in zip(outs, scales, strict=True):
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            assert (out / name).read_bytes() == (tmp_path / f"alone {scale}" / name).read_bytes()
+
+
 @pytest.mark.parametrize(("coefficients", "options"), [([0.0, 0.0], {}), ([1.0, 1.0], {"rank": 0})])
 def test_an_empty_adapter_is_refused(coefficients: Any, options: Any, simple: Path, tmp_path: Path) -> None:
     refused(tmp_path, [simple, simple], coefficients, **options)
@@ -406,8 +435,7 @@ def test_saved_modules_need_the_base_only_where_it_matters(tmp_path: Path) -> No
     one, two = saving("one", 2.0), saving("two", 4.0)
     base = write_model(tmp_path / "base", {"m.weight": torch.zeros(1, 1), "head.weight": torch.ones(2)})
     assert "head.weight" in refused(tmp_path, [one, two], [0.25, 0.25])
-    (tmp_path / "out/adapter_model.safetensors").unlink()
-    (tmp_path / "out").rmdir()
+    shutil.rmtree(tmp_path / "out")
     assert write(tmp_path / "half", [one, two], [0.25, 0.25], base=base).replaced == ("head.weight",)
     write(tmp_path / "average", [one, two], [0.5, 0.5])
     assert 49 * (1 / 49) != 1

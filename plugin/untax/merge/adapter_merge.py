@@ -72,24 +72,21 @@ class AdapterMerge(Kind):
         return {"engine": self.engine, "rank": self.rank}
 
     def write(self, parts: Sequence[Path], scales: Sequence[float], names: Sequence[str], advance: Advance) -> Made:
-        """One adapter for each scale."""
+        """One adapter for each scale, all from the same factors."""
         from untax.merge.as_adapter import write_combined
 
         plan = self.plan
-        combined = None
-        for part, scale in zip(parts, scales, strict=True):
-            combined = write_combined(
-                part,
-                self._adapters(),
-                self._coefficients,
-                rank=self.rank,
-                scale=scale,
-                base=plan.base,
-                base_name=plan.source.path,
-                base_revision=plan.source.revision,
-                progress=advance,
-            )
-        assert combined is not None
+        combined = write_combined(
+            parts,
+            self._adapters(),
+            self._coefficients,
+            rank=self.rank,
+            scales=scales,
+            base=plan.base,
+            base_name=plan.source.path,
+            base_revision=plan.source.revision,
+            progress=advance,
+        )
         facts: dict[str, Any] = {"method": plan.method.name, "rank": combined.rank}
         if self.rank is None:
             return Made([{} for _ in parts], {**facts, "exact": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     import torch
 
 Coefficients = Callable[[str], Sequence[float]]
+Scaled = Callable[[float], "torch.Tensor"]  # a tensor to be written, by the scale
 
 _NOT_LINEAR = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "target_parameters")
 # What PEFT does with a whole adapter, so that adapters which differ in it have no common one.
@@ -98,33 +100,33 @@ class _Plan:
 
 
 def write_combined(
-    out: Path,
+    outs: Sequence[Path],
     adapters: Sequence[StoredAdapter],
     coefficients: Coefficients,
     *,
     rank: int | None = None,
-    scale: float = 1.0,
+    scales: Sequence[float] = (1.0,),
     base: StoredModel | None = None,
     base_name: str,
     base_revision: str | None = None,
     progress: Callable[[int], object] = lambda size: None,
 ) -> Combined:
-    """Write the adapter whose delta is scale * sum of c_k * delta_k.
+    """Write, for each scale, the adapter whose delta is scale * sum of c_k * delta_k; factors are computed once.
 
     The factors are stacked in fp32: nothing is lost, and the rank is the sum of the ranks. With ``rank``, layers of a
     larger one are cut to it by a truncated SVD. One layer at a time is in memory.
 
     Args:
-        out: an empty folder.
+        outs: an empty folder for each scale.
         adapters: the K adapters, all of one base.
         coefficients: called with the name of a tensor of the base, it returns c_1 ... c_K.
         rank: R; None to cut nothing.
-        scale: of the whole delta.
+        scales: of the whole delta.
         base: read only where it is needed: for tensors that an adapter replaces (``modules_to_save``, biases) with
             coefficients that do not sum up to 1, and for copies of the base's tensors that an adapter carries along.
         base_name: ``base_model_name_or_path`` of the new adapter.
         base_revision: its ``revision``.
-        progress: called with the number of bytes after each tensor that was written.
+        progress: called with the number of bytes after each tensor that was written to all of them.
 
     Raises:
         UntaxError: an adapter is no linear change of the base, a key has no place, factors do not fit each other, the
@@ -132,25 +134,27 @@ def write_combined(
     """
     _check_shared(adapters)
     parts = [_parts(adapter, base) for adapter in adapters]
-    plan = _plan(adapters, parts, lambda tensor: [scale * c for c in coefficients(_stored_name(base, tensor))])
-    if not plan.layers:
+    plan = _plan(adapters, parts, lambda tensor: coefficients(_stored_name(base, tensor)))
+    if not plan.layers or not all(scales):
         raise UntaxError(
-            "The merged adapter would have no layer: every coefficient is 0, or every layer is saved whole.",
+            "The merged adapter would have no layer: every coefficient or a scale is 0, or every layer is saved whole.",
             where=adapters[0].folder,
             fix=f"Check the weights. {INTO_A_MODEL}",
         )
     ranks = {module: written_rank(shares, rank) for module, shares in plan.layers.items()}
     done: list[CombinedLayer] = []
-    with (out / WEIGHTS_NAME).open("wb") as handle:
-        handle.write(
-            make_header((key, "F32", shape, 4 * math.prod(shape)) for key, shape in _shapes(plan, ranks).items())
-        )
-        for tensor in itertools.chain(_factors(plan, rank, done), (_merged(item, base) for item in plan.replaced)):
-            values = tensor.contiguous().numpy()
-            handle.write(values.data)
-            progress(values.nbytes)
+    head = make_header((key, "F32", shape, 4 * math.prod(shape)) for key, shape in _shapes(plan, ranks).items())
     config = _config(adapters, plan, ranks) | {"base_model_name_or_path": base_name, "revision": base_revision}
-    (out / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for out in outs:
+        (out / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (out / WEIGHTS_NAME).write_bytes(head)
+    with contextlib.ExitStack() as opened:
+        files = [opened.enter_context((out / WEIGHTS_NAME).open("ab")) for out in outs]
+        for scaled in itertools.chain(_factors(plan, rank, done), (_merged(item, base) for item in plan.replaced)):
+            for file, scale in zip(files, scales, strict=True):
+                values = scaled(scale).contiguous().numpy()
+                file.write(values.data)
+            progress(values.nbytes)
     return Combined(tuple(done), tuple(item.tensor for item in plan.replaced))
 
 
@@ -267,27 +271,34 @@ def _shapes(plan: _Plan, ranks: dict[str, int]) -> dict[str, Shape]:
     return shapes
 
 
-def _factors(plan: _Plan, rank: int | None, done: list[CombinedLayer]) -> Iterator[torch.Tensor]:
-    """A and B of each layer; what became of the layer is added to ``done``."""
+def _factors(plan: _Plan, rank: int | None, done: list[CombinedLayer]) -> Iterator[Scaled]:
+    """A and B of each layer, A times the scale; what became of the layer is added to ``done``."""
     for module, shares in plan.layers.items():
         layer, (up, down) = combine(module, shares, rank)
-        yield down
-        yield up
+        yield down.mul
+        yield _whatever_the_scale(up)
         done.append(layer)
 
 
-def _merged(item: _Replaced, base: StoredModel | None) -> torch.Tensor:
-    """W + sum of c_k * (T_k - W), and the deltas of those who change W by factors."""
+def _whatever_the_scale(tensor: torch.Tensor) -> Scaled:
+    return lambda scale: tensor
+
+
+def _merged(item: _Replaced, base: StoredModel | None) -> Scaled:
+    """W + scale * (sum of c_k * (T_k - W), and the deltas of those who change W by factors)."""
     import torch
 
-    left = 1.0 - math.fsum(c for _, c, _ in item.keys)
-    merged = torch.zeros(item.shape) if abs(left) < _ROUNDING else _of_base(item, base).mul_(left)
-    for adapter, c, key in item.keys:
-        merged.add_(read_rows(adapter.tensors[key], slice(None)).float().reshape(item.shape), alpha=c)
-    for share in item.shares:
-        up, down = share.read()
-        merged.add_(_fitting(share, up.flatten(1) @ down.flatten(1), item.shape))
-    return merged
+    def scaled(scale: float) -> torch.Tensor:
+        left = 1.0 - scale * math.fsum(c for _, c, _ in item.keys)
+        merged = torch.zeros(item.shape) if abs(left) < _ROUNDING else _of_base(item, base).mul_(left)
+        for adapter, c, key in item.keys:
+            merged.add_(read_rows(adapter.tensors[key], slice(None)).float().reshape(item.shape), alpha=scale * c)
+        for share in item.shares:
+            up, down = share.read()
+            merged.add_(_fitting(share, up.flatten(1) @ down.flatten(1), item.shape), alpha=scale)
+        return merged
+
+    return scaled
 
 
 def _fitting(share: Share, delta: torch.Tensor, shape: Shape) -> torch.Tensor:

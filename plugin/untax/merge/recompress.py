@@ -28,7 +28,7 @@ class Share:
 
     Attributes:
         adapter: the adapter.
-        coefficient: c_k, with the scale of the whole merge in it.
+        coefficient: c_k.
         layer: its factors.
     """
 
