@@ -13,6 +13,7 @@ import pytest
 
 from untax.errors import UntaxError
 from untax.training import started
+from untax.training.record import TrainingRecord
 from untax.training.started import claim, is_claimed, release, started_with
 
 INPUTS = {"datasets/sft.jsonl": "1"}
@@ -104,3 +105,23 @@ def test_other_checkpoints_are_refused_and_kept(folder: Path, before: str | None
     assert (before is None) == (not (folder / started.STARTED_NAME).exists())
     claim(folder, config="a", inputs=INPUTS, resumes=False)
     assert started_with(folder) == {"config": "a", "inputs": INPUTS}
+
+
+def test_the_commit_of_the_revision_that_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+    from axolotl.utils.dict import DictDefault
+
+    place = tmp_path / "hub/models--org--base"
+    (place / "refs").mkdir(parents=True)
+    for revision, commit in (("main", "a" * 40), ("dev", "b" * 40)):
+        (place / "refs" / revision).write_text(commit)
+        (place / "snapshots" / commit).mkdir(parents=True)
+        (place / "snapshots" / commit / "config.json").write_text("{}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for revision, commit in ((None, "a" * 40), ("dev", "b" * 40)):
+        out = tmp_path / f"out-{revision}"
+        out.mkdir()
+        (out / "adapter_model.safetensors").write_bytes(b"")
+        cfg = {"base_model": "org/base", "revision_of_model": revision, "output_dir": str(out), "adapter": "lora"}
+        TrainingRecord().write(DictDefault({**cfg, "seed": 1}))
+        assert json.loads((out / "untax.json").read_text())["inputs"]["base"] == f"hub:org/base@{commit}"

@@ -104,7 +104,9 @@ class TrainingRecord:
             started=self.started,
             config=self.config,
             # The commit of a model of the hub is known once it has been downloaded.
-            inputs=self.inputs if "base" in self.inputs else {"base": digest_model(cfg.base_model), **self.inputs},
+            inputs=self.inputs
+            if "base" in self.inputs
+            else {"base": digest_model(cfg.base_model, cfg.revision_of_model), **self.inputs},
             seed=effective_seed(cfg),
             **{name: section() if callable(section) else section for name, section in self.sections.items()},
         )
