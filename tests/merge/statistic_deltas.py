@@ -47,6 +47,8 @@ def merged(method: Method, deltas: InMemory, **values: Any) -> Any:
     import torch
 
     values = {**{one.name: _default(one, deltas.models) for one in method.parameters}, **values}
+    if method.check is not None:
+        method.check([Job(deltas, values)])
     whole = None if method.whole is None else method.whole(iter([Job(deltas, values)]))
     statistics = None if method.statistics is None else method.statistics(Job(deltas, values, whole=whole))
     parts = []

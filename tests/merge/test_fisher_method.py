@@ -87,8 +87,8 @@ def jobs(paths: tuple[str, ...], *names: str, **values: Any) -> list[Job]:
 
 
 def check(*arguments: Any, **values: Any) -> None:
-    assert fisher.whole is not None
-    fisher.whole(iter(jobs(*arguments, **values)))
+    assert fisher.check is not None
+    fisher.check(jobs(*arguments, **values))
 
 
 def test_a_tensor_that_no_file_has_gets_the_weighted_mean(tmp_path: Path) -> None:

@@ -190,7 +190,10 @@ def test_no_tokenizer_to_copy(own_models: Path, config: Config, tmp_path: Path) 
         ({"models": [{"model": 3}]}, "must be a path"),
         ({"merge_method": ["linear"]}, "names no merge_method"),
         ({"slices": []}, None),
-        ({"parameters": {"normalise": True}}, None),
+        ({"parameters": {"normalise": True}}, "linear has no parameter 'normalise'"),
+        ({"parameters": {"int8_mask": True}}, None),
+        ({"dtpye": "float32"}, "Did you mean 'dtype'?"),
+        ({"comment": "mine"}, None),
     ],
 )
 def test_configuration(changes: dict, message: str | None, models: Path, config: Config, tmp_path: Path) -> None:
@@ -198,9 +201,55 @@ def test_configuration(changes: dict, message: str | None, models: Path, config:
     if message is None:
         said = untax_merge(path, tmp_path / "out")
         assert len(said) == (0 if "slices" in changes else 1)
-        assert "slices" in changes or "no parameter 'normalise' and ignores it. Did you mean 'normalize'?" in said[0]
+        assert "slices" in changes or "and ignores it" in said[0] or "nobody reads the key comment" in said[0]
     else:
         assert message in refused(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("method", ["ties", "slerp", "fisher"])
+def test_methods_that_need_a_base_model(method: str, models: Path, config: Config, tmp_path: Path) -> None:
+    message = refused(config(**{**linear(models), "merge_method": method}), tmp_path / "out")
+    assert f"{method} needs a base_model" in message
+
+
+def test_methods_of_two_models_name_those_that_are_there(own_models: Path, config: Config, tmp_path: Path) -> None:
+    make_adapter(own_models / "base", own_models / "a2", seed=9)
+    names = [f"{own_models / 'base'}+{own_models / name}" for name in ("a0", "a1", "a2")]
+    keys = {"merge_method": "slerp", "base_model": names[0], "models": [{"model": name} for name in names]}
+    message = refused(config(**keys, parameters={"t": 0.5}), tmp_path / "out")
+    assert "slerp merges 2 models, but here are 3" in message
+    assert names[2] in message
+
+
+def test_a_base_that_is_scaled_and_settings_without_effect_are_told(
+    models: Path, config: Config, tmp_path: Path
+) -> None:
+    path = config(**linear(models), parameters={"normalize": False, "weight": 0.25})
+    path.write_text(path.read_text().replace("weight: 0.5", "weight: 0.25"))
+    (note,) = untax_merge(path, tmp_path / "linear")
+    assert "the weights sum to 0.5 and are not normalised" in note
+    keys = {**linear(models), "merge_method": "task_arithmetic", "base_model": str(models / "base")}
+    assert untax_merge(config(**keys, parameters={"density": 0.1}), tmp_path / "task") == [
+        "Note: density has no effect on task_arithmetic."
+    ]
+
+
+def test_what_mergekit_merges_is_said_with_the_reason(models: Path, config: Config, tmp_path: Path) -> None:
+    note = untax_merge(config(**{**linear(models), "merge_method": "karcher"}), tmp_path / "out")[0]
+    assert note == "Note: mergekit itself merges, because of merge_method karcher."
+
+
+def test_a_gpu_that_is_not_there(models: Path, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "There is no GPU" in refused(config(**linear(models)), tmp_path / "out", "--cuda")
+
+
+def test_as_adapter_is_refused_in_a_dry_run_too(own_models: Path, config: Config, tmp_path: Path) -> None:
+    make_adapter(own_models / "base", own_models / "a0", seed=3, use_dora=True)
+    message = refused(config(**linear(own_models)), tmp_path / "out", as_adapter=True, dry_run=True)
+    assert "use_dora" in message
 
 
 def test_linear_with_a_base_model_that_has_no_weight(models: Path, config: Config, tmp_path: Path) -> None:

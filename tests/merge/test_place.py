@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,11 +144,47 @@ def test_remains_of_a_killed_merge_are_removed_and_those_of_a_running_one_are_no
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", remains[1]])
 
 
+@pytest.mark.parametrize("kind", ["training", "model", "folder", "extra"])
+def test_force_replaces_merges_only(kind: str, own_models: Path, config: Config, tmp_path: Path) -> None:
+    """Nothing that cannot be made again is removed."""
+    out, path = tmp_path / "out", config(**linear(own_models))
+    if kind == "training":
+        make_adapter(own_models / "base", out, seed=8)
+        (out / "untax.json").write_text('{"what": "adapter", "outputs": {"adapter_model.safetensors": "0"}}')
+    elif kind == "model":
+        shutil.copytree(own_models / "base", out)
+    elif kind == "folder":
+        (out / "thesis").mkdir(parents=True)
+    else:
+        untax_merge(path, out)
+        (out / "notes.txt").write_text("mine")
+    before = sorted(file.name for file in out.rglob("*"))
+    for dry_run in (True, False):
+        with pytest.raises(UntaxError, match="--force replaces merges, and no merge made"):
+            untax_merge(path, out, "--random-seed=9", force=True, dry_run=dry_run)
+    assert sorted(file.name for file in out.rglob("*")) == before
+
+
+def test_what_a_killed_merge_was_about_to_replace_comes_back(models: Path, config: Config, tmp_path: Path) -> None:
+    out, path = tmp_path / "out", config(**linear(models))
+    untax_merge(path, out)
+    out.rename(tmp_path / ".out.old.part")
+    (tmp_path / "..out.new.part.x.part").mkdir()
+    assert untax_merge(path, out) == [f"{out} holds this merge already: nothing to do."]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["merge.yaml", "out"]
+
+
+def test_names_with_wildcards(models: Path, config: Config, tmp_path: Path) -> None:
+    (tmp_path / ".ob.x.part").mkdir()
+    untax_merge(config(**linear(models)), tmp_path / "o[ab]")
+    assert (tmp_path / ".ob.x.part").exists()
+
+
 _MERGEKIT = "from untax.merge import mergekit_yaml as patched; name = 'run'; seconds = 60"
 _STREAM = "from untax.merge.tensor_job import TensorJob as patched; name = 'merged'; seconds = 1"
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 @pytest.mark.parametrize(("engine", "patch"), [("mergekit", _MERGEKIT), ("stream", _STREAM)])
 def test_stopped_in_the_middle(
     engine: str, patch: str, sent: signal.Signals, models: Path, config: Config, tmp_path: Path
@@ -162,9 +199,10 @@ def test_stopped_in_the_middle(
     assert process.stdout.readline() == "merging\n"
     process.send_signal(sent)
     process.communicate(timeout=30)
-    assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGKILL)
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
+    assert process.returncode == codes[sent]
     assert not out.exists()
-    assert len(list(out.parent.iterdir())) == (0 if sent == signal.SIGINT else 1)
+    assert len(list(out.parent.iterdir())) == (1 if sent == signal.SIGKILL else 0)
     untax_merge(path, out)
     assert list(out.parent.iterdir()) == [out]
     assert weights(out)

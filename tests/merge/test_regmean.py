@@ -134,7 +134,7 @@ def test_tensors_without_a_gram_get_the_plain_mean(tmp_path: Path) -> None:
     (job,) = jobs(paths, "norm.weight")
     assert regmean.statistics is not None
     assert regmean.statistics(job) is None
-    regmean.whole(iter(jobs(paths, NAME, "norm.weight")))  # type: ignore[misc]
+    regmean.check(jobs(paths, NAME, "norm.weight"))  # type: ignore[misc]
     with pytest.raises(UntaxError, match=r"None of the 1 tensors .* has a Gram, norm.weight"):
         merged(regmean, norm, gram=paths)
 
@@ -145,8 +145,8 @@ def test_what_does_not_fit_is_refused_before_the_merge(tmp_path: Path) -> None:
     (wide,) = grams(tmp_path / "c", [features(1, 40, size=IN + 1)])
 
     def check(*arguments: Any, **options: Any) -> None:
-        assert regmean.whole is not None
-        regmean.whole(iter(jobs(*arguments, **options)))
+        assert regmean.check is not None
+        regmean.check(jobs(*arguments, **options))
 
     check((first, second), NAME)
     with pytest.raises(UntaxError, match=rf"nothing of {NAME} in this file, but in {first}") as error:

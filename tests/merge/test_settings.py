@@ -81,9 +81,11 @@ def test_refused(models: list[dict[str, Any]], message: str) -> None:
 
 
 def test_unknown_keys_are_told_with_near_names() -> None:
-    (sentence,) = settings([{"weight": 1, "densty": 1}], {}).unknown()
+    (sentence,) = settings([{"weight": 1, "normalize_weights": 1}], {}).unknown()
     assert "ignores it" in sentence
-    assert "Did you mean 'density'?" in sentence
+    assert "Did you mean 'normalize'?" in sentence
+    with pytest.raises(UntaxError, match="m has no parameter 'densty'"):
+        settings([{"weight": 1, "densty": 1}], {}).unknown()
 
 
 def test_gradients_and_layers() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from untax.merge.options import SHORT, VALUES
+from untax.merge.options import SHORT, VALUES, read_options
 
 
 def _with_value_options(command: Any) -> Any:
@@ -43,7 +45,7 @@ def _with_value_options(command: Any) -> Any:
     help="stream: our own, for adapters of one base; mergekit: for everything; auto: the first that can.",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and tell what would be done.")
-@click.option("--force", is_flag=True, help="Replace what OUT_PATH holds, once the merge is done.")
+@click.option("--force", is_flag=True, help="Replace the merge that OUT_PATH holds, once this one is done.")
 @_with_value_options
 def command(
     arguments: tuple[str, ...],
@@ -71,27 +73,37 @@ def command(
     """
     from untax.merge.merge import Wish, merge, silent
 
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    read_options([*given, *flags])  # An unknown option comes before the count of paths, which its value may be among.
     paths = [argument for argument in arguments if not argument.startswith("-")]
     if len(paths) != 2:
         raise click.UsageError(f"Two paths are needed, CONFIG_FILE and OUT_PATH; got {len(paths)}: {' '.join(paths)}")
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None]
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    made = merge(
-        Path(paths[0]),
-        Path(paths[1]),
-        [*given, *flags],
-        Wish(scales or (1.0,), engine, as_adapter, rank, force, dry_run),
-        say=click.echo,
-        progress=silent if "--quiet" in flags else _progress,
-    )
+    with _terminable():
+        made = merge(
+            Path(paths[0]),
+            Path(paths[1]),
+            [*given, *flags],
+            Wish(scales or (1.0,), engine, as_adapter, rank, force, dry_run),
+            say=click.echo,
+            progress=silent if "--quiet" in flags else _progress,
+        )
     for out in made:
         click.echo(f"Merged into {out}")
 
 
 @contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], object]]:
-    import sys
+def _terminable() -> Iterator[None]:
+    """SIGTERM, by which schedulers stop a job, ends the merge as Ctrl-C does: nothing half-made is left."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], object]]:
     from tqdm import tqdm
 
     # A log file gets a line every now and then, a terminal a bar that moves.

@@ -27,6 +27,7 @@ class AdapterMerge(Kind):
     rank: int | None = None
     what = "adapter"
     engine = "adapter"
+    shows_progress = False
 
     @cached_property
     def plan(self) -> Plan:
@@ -54,10 +55,13 @@ class AdapterMerge(Kind):
         Raises:
             UntaxError: the configuration or a parameter is wrong.
         """
+        from untax.merge.as_adapter import check_linear
+
         self.plan.check()
+        check_linear(self._adapters(), self.plan.base)
         for tensor in self.plan.base.tensors:
             self._coefficients(tensor)
-        return [*(f"nobody reads the key {key}." for key in unknown_keys(self.config)), *self.plan.settings.unknown()]
+        return [*unknown_keys(self.config), *self.plan.settings.unknown()]
 
     def describe(self) -> Iterator[str]:
         """Counts."""
@@ -92,7 +96,8 @@ class AdapterMerge(Kind):
             return Made([{} for _ in parts], {**facts, "exact": True})
         errors = {layer.module: layer.error for layer in combined.layers}
         facts |= {"exact": not any(errors.values()), "relative_error": combined.error, "relative_errors": errors}
-        return Made([{} for _ in parts], facts, [_about(combined.error, errors, self.rank)])
+        cut = [_about(combined.error, errors, self.rank)] if any(errors.values()) else ["no layer had a larger rank."]
+        return Made([{} for _ in parts], facts, cut)
 
     def card(self, facts: Mapping[str, Any]) -> dict[str, str]:
         """The method and what the cut cost."""

@@ -132,8 +132,7 @@ def write_combined(
         UntaxError: an adapter is no linear change of the base, a key has no place, factors do not fit each other, the
             base is needed and is not given, or nothing would be left to write.
     """
-    _check_shared(adapters)
-    parts = [_parts(adapter, base) for adapter in adapters]
+    parts = check_linear(adapters, base)
     plan = _plan(adapters, parts, lambda tensor: coefficients(_stored_name(base, tensor)))
     if not plan.layers or not all(scales):
         raise UntaxError(
@@ -156,6 +155,16 @@ def write_combined(
                 file.write(values.data)
             progress(values.nbytes)
     return Combined(tuple(done), tuple(item.tensor for item in plan.replaced))
+
+
+def check_linear(adapters: Sequence[StoredAdapter], base: StoredModel | None) -> list[_Parts]:
+    """Every key of every adapter in its place; nothing is written, and values are read of copies only.
+
+    Raises:
+        UntaxError: an adapter is no linear change of the base, or a key has no place.
+    """
+    _check_shared(adapters)
+    return [_parts(adapter, base) for adapter in adapters]
 
 
 def _check_shared(adapters: Sequence[StoredAdapter]) -> None:

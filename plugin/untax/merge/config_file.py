@@ -40,6 +40,12 @@ def read_merge_config(path: Path) -> MergeConfig:
         raw = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise UntaxError("There is no such merge configuration.", where=path, fix="Check the path.") from error
+    except IsADirectoryError as error:
+        raise UntaxError(
+            "The merge configuration is a folder.",
+            where=path,
+            fix="Name a YAML file first, then OUT_PATH.",
+        ) from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UntaxError(
             f"The merge configuration cannot be read: {error}.", where=path, fix="Mend the YAML."

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from untax.adapters.changes import Change
+    from untax.adapters.stored import StoredAdapter
 
     Rows = Callable[[slice], torch.Tensor]
     Opened = Callable[[slice, torch.Tensor | None], torch.Tensor]
@@ -79,6 +80,11 @@ class TensorDeltas:
         for model, delta in enumerate(found):
             delta.copy_(self.rows(model, rows, base)) if self.has(model) else delta.zero_()
         return found
+
+
+def adapters_of(changes: Sequence[Change | None]) -> tuple[StoredAdapter | None, ...]:
+    """Whose each change is; None also for tensors that are stored whole, which do not say."""
+    return tuple(getattr(change, "adapter", None) for change in changes)
 
 
 def opener(limit: int) -> Callable[[Any], Opened]:

@@ -38,6 +38,7 @@ class Kind(ABC):
         options: mergekit's.
         what: what comes out: ``model`` or ``adapter``.
         engine: its name in the manifest.
+        shows_progress: whether ``write`` takes long and says how far it is.
         defers_digests: whether large files of the base are read for their digests while it is merged.
     """
 
@@ -46,6 +47,7 @@ class Kind(ABC):
     what = "model"
     engine = ""
     defers_digests = False
+    shows_progress = True
 
     @abstractmethod
     def bytes_needed(self) -> int:

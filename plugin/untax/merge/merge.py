@@ -16,7 +16,7 @@ from untax.merge.adapter_merge import AdapterMerge
 from untax.merge.card import model_card
 from untax.merge.config_file import MergeConfig, read_merge_config
 from untax.merge.kind import Kind, Made
-from untax.merge.mergekit_merge import MergekitMerge
+from untax.merge.mergekit_merge import ASKED_FOR, MergekitMerge
 from untax.merge.options import Options, read_options
 from untax.merge.plan import why_mergekit
 from untax.merge.stream_merge import StreamMerge
@@ -132,7 +132,7 @@ def _kind(config: MergeConfig, options: Options, wish: Wish) -> Kind:
         return AdapterMerge(config, options, wish.rank)
     if reason is None and wish.engine != "mergekit":
         return StreamMerge(config, options)
-    return MergekitMerge(config, options, reason or "--engine mergekit")
+    return MergekitMerge(config, options, reason or ASKED_FOR)
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ class _Merge:
 
     def into(self, outs: Sequence[Path]) -> list[Path]:
         """Make the outputs that are not there yet."""
+        for out in () if self.wish.dry_run else outs:
+            place.remove_stale(out.resolve())
         early = not self.kind.defers_digests or any(out.exists() for out in outs) or self._digests_are_known()
         identity = self._identity() if early or self.wish.dry_run else None
         if identity is None and not self.options["allow_crimes"]:
@@ -188,14 +190,15 @@ class _Merge:
         for sentence in self.kind.describe():
             self.say(sentence)
         for out in outs:
-            self.say(f"Would write {out}.")
+            self.say(f"Would {'replace' if out.exists() and any(out.iterdir()) else 'write'} {out}.")
         self.say(f"{size / 1e6:,.1f} MB in all; nothing was written.")
 
     def _make(self, outs: Sequence[Path], scales: Sequence[float]) -> None:
         with contextlib.ExitStack() as stack:
             whole = [out.resolve() for out in outs]
             parts = [stack.enter_context(place.output_folder(out, replace=self.wish.force)) for out in whole]
-            with self.progress(self.kind.bytes_needed()) as advance:
+            progress = self.progress if self.kind.shows_progress else silent
+            with progress(self.kind.bytes_needed()) as advance:
                 made = self.kind.write(parts, scales, [out.name for out in whole], advance)
             # Only now are the digests of a large base known: they were taken while it was read.
             identity = self._identity()

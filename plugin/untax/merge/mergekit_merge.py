@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from untax.adapters.base import StoredModel
+from untax.errors import UntaxError
 from untax.merge import checks
 from untax.merge.kind import Advance, Kind, Made
+from untax.merge.plan import unknown_keys
 from untax.merge.shards import DTYPES, WIDTHS
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
 
+ASKED_FOR = "--engine mergekit"
 _SCRATCH = ".scratch"
 
 
@@ -30,6 +33,7 @@ class MergekitMerge(Kind):
 
     reason: str = ""
     engine = "mergekit"
+    shows_progress = False
 
     @cached_property
     def validated(self) -> MergeConfiguration:
@@ -53,7 +57,10 @@ class MergekitMerge(Kind):
         """
         from untax.merge.parameters import check_parameters
 
-        return check_parameters(self.validated, where=self.config.path)
+        if self.options.on_gpu:
+            _check_gpu(str(self.options["device"] or "cuda"))
+        found = [*unknown_keys(self.config), *check_parameters(self.validated, where=self.config.path)]
+        return found if self.reason == ASKED_FOR else [f"mergekit itself merges, because of {self.reason}.", *found]
 
     def describe(self) -> Iterator[str]:
         """The reason."""
@@ -77,6 +84,13 @@ class MergekitMerge(Kind):
             advance(self.bytes_needed())
         facts = {"method": self.config.raw["merge_method"], "reason": self.reason, "left_out": left_out}
         return Made([{} for _ in parts], facts, _about(left_out))
+
+
+def _check_gpu(device: str) -> None:
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UntaxError("There is no GPU that torch can use.", where="--cuda or --device", fix="Leave it out.")
 
 
 def _move_up(merged: Path, part: Path) -> None:

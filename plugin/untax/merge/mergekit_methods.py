@@ -16,13 +16,15 @@ from untax.adapters.blocks import row_blocks
 from untax.adapters.change_kinds import as_matrix
 from untax.adapters.statistics import FLOATING
 from untax.errors import UntaxError
-from untax.merge.deltas import table_shape
+from untax.merge.deltas import adapters_of, table_shape
 from untax.merge.mergekit_reader import AdaptedLoader, gathered, without_adapter
 from untax.merge.method import REQUIRED, Block, Job, Method, Parameter, Values
 from untax.plugins import registry
 
 if TYPE_CHECKING:
     import torch
+
+    from untax.adapters.changes import Change
 
     # The deltas of all models as matrices, and the base as one, in fp32.
     Loaded = tuple[Sequence[torch.Tensor], torch.Tensor]
@@ -152,7 +154,8 @@ class Merging:
         loaded = ([as_matrix(entry.tensor.detach().cpu().float()) - plain for entry in entries], plain)
         deltas = LoadedDeltas(name, table_shape(base.shape), tuple(changed), lambda: loaded)
         seed = torch.initial_seed()
-        whole = None if self.method.whole is None else _whole(self.method, group, values, seed)
+        needed = self.method.whole is not None or self.method.check is not None
+        whole = _whole(self.method, group, values, seed) if needed else None
         job = Job(deltas, values, seed, whole, deltas.base if self.method.needs_base else None)
         statistics = None if self.method.statistics is None else self.method.statistics(job)
         merged = torch.empty_like(plain)
@@ -196,7 +199,15 @@ def _names(weights: Any, group: Any) -> tuple[str, list[bool]]:
 
 def _changes(loader: Any, model: Any, base: Any, name: str) -> bool:
     """A full model may change every tensor; an adapter of the base, those that it says."""
-    return not (isinstance(loader, AdaptedLoader) and without_adapter(model) == base) or name in loader.changes
+    return not _is_adapted(loader, model, base) or name in loader.changes
+
+
+def _is_adapted(loader: Any, model: Any, base: Any) -> bool:
+    return isinstance(loader, AdaptedLoader) and without_adapter(model) == base
+
+
+def _change(loader: Any, model: Any, base: Any, name: str) -> Change | None:
+    return loader.changes.get(name) if _is_adapted(loader, model, base) else None
 
 
 # By the loader of the base, which goes with the merge.
@@ -205,14 +216,14 @@ _LOCK = threading.Lock()
 
 
 def _whole(method: Method, group: Any, values: Values, seed: int) -> Any:
-    """What the method's ``whole`` returns for all tensors of these models with these values; computed once.
+    """What the method's ``whole`` returns for all tensors of these models with these values, after its ``check`` of them;
+    each is called once.
 
     The models are read whole, tensor by tensor, also where slices use a part of them only; and the values of the tensor
     at hand stand for those of all.
     """
     from mergekit.io.tasks import LoaderCache
 
-    assert method.whole is not None
     if not _weights():
         raise UntaxError(
             f"{method.name} needs all tensors of its models, and here is only {group.metadata.name}.",
@@ -224,7 +235,10 @@ def _whole(method: Method, group: Any, values: Values, seed: int) -> Any:
     with _LOCK:
         found = _WHOLES.setdefault(base, {})
         if key not in found:
-            found[key] = method.whole(_jobs(method, group.base.id, models, values, seed))
+            jobs = functools.partial(_jobs, method, group.base.id, models, values, seed)
+            if method.check is not None:
+                method.check(list(jobs()))
+            found[key] = None if method.whole is None else method.whole(jobs())
         return found[key]
 
 
@@ -244,4 +258,6 @@ def _jobs(method: Method, base: Any, models: Sequence[Any], values: Values, seed
         changed = [_changes(other, model, base, name) for other, model in zip(others, models, strict=True)]
         if there and any(changed):
             deltas = LoadedDeltas(name, table_shape(info.shape), tuple(changed), functools.partial(load, name))
-            yield Job(deltas, values, seed, base=deltas.base if method.needs_base else None)
+            own = [_change(other, model, base, name) for other, model in zip(others, models, strict=True)]
+            plain = deltas.base if method.needs_base else None
+            yield Job(deltas, values, seed, base=plain, adapters=adapters_of(own))

@@ -5,12 +5,14 @@ The streaming engine, ``untax merge --as-adapter`` and mergekit (through ``merge
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+
+    from untax.adapters.stored import StoredAdapter
 
 Values = Mapping[str, Any]
 """The parameters of one tensor: a value for each shared one, a tuple of K values for each that is given per model."""
@@ -103,6 +105,8 @@ class Job:
         seed: as in ``Block``.
         whole: what the method's ``whole`` returned for all tensors together.
         base: called with rows, it returns those of the base in fp32; only for a method with ``needs_base``.
+        adapters: the adapter of each model; None where the model leaves this tensor as it is, or where it is not known.
+            Empty where none is known.
     """
 
     deltas: Deltas
@@ -110,6 +114,7 @@ class Job:
     seed: int = 0
     whole: Any = None
     base: Callable[[slice], torch.Tensor] | None = None
+    adapters: tuple[StoredAdapter | None, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,8 @@ class Method:
             the block: what concerns the whole tensor comes from ``statistics``.
         statistics: called once for each changed tensor, before its blocks; None when the method needs none.
         whole: called once before everything, with the jobs of all changed tensors, when one tensor is not enough.
+        check: called with the same jobs before that, and in a dry run too, to refuse what does not fit by raising an
+            ``UntaxError``; it reads no more than headers.
         coefficients: of a method whose result is ``f * base + sum of c_k * delta_k``: returns ((c_1 ... c_K), f). Such
             a method can come out as an adapter.
         base: whether the YAML must name a ``base_model``.
@@ -137,9 +144,14 @@ class Method:
     merge: Callable[[Block], torch.Tensor]
     statistics: Callable[[Job], Any] | None = None
     whole: Callable[[Iterator[Job]], Any] | None = None
+    check: Callable[[Sequence[Job]], None] | None = None
     coefficients: Callable[[Values], tuple[tuple[float, ...], float]] | None = None
     base: bool = True
     base_is_model: bool = False
     models: int | None = None
     needs_base: bool = False
-    url: str = field(default="")
+    url: str = ""
+
+    def has(self, name: str) -> bool:
+        """Whether it takes a parameter."""
+        return any(parameter.name == name for parameter in self.parameters)

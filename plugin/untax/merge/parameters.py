@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from untax.errors import UntaxError, near_names
+from untax.errors import UntaxError
 from untax.merge.methods.linear import weight_sum
+from untax.merge.settings import unknown_parameters
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
@@ -30,8 +31,7 @@ def check_parameters(config: MergeConfiguration, *, where: object) -> list[str]:
             _refuse_missing(parameter, given, config.base_model, where)
     _refuse_zero_sum(config, spec, where)
     known = [parameter.name for parameter in spec.parameters]
-    unknown = sorted(everywhere.union(*given.values()) - set(known))
-    return [f"{spec.name} has no parameter '{name}' and ignores it. {near_names(name, known)}" for name in unknown]
+    return unknown_parameters(spec.name, everywhere.union(*given.values()), known, where=where)
 
 
 def _refuse_zero_sum(config: MergeConfiguration, spec: Any, where: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from typing import Any
 
 from untax.errors import UntaxError
 from untax.files import new_folder
-from untax.manifest import changed_outputs, read_manifest
+from untax.manifest import MANIFEST_NAME, changed_outputs, read_manifest
 
 _NAMES = {"how": "scale, engine or rank"}
+_CONFIG = "mergekit_config.yml"
+_OF_MERGEKIT = {".safetensors", ".json", ".md", ".yml", ".model", ".txt", ".jinja"}
 
 
 def is_done(out: Path, wanted: dict[str, Any], *, force: bool) -> bool:
@@ -23,16 +26,19 @@ def is_done(out: Path, wanted: dict[str, Any], *, force: bool) -> bool:
     Args:
         out: the output folder.
         wanted: the manifest's sections that identify a merge.
-        force: replace whatever is there.
+        force: replace another merge.
 
     Raises:
-        UntaxError: ``out`` holds something else and ``force`` is not given.
+        UntaxError: ``out`` holds something else, and it is no merge or ``force`` is not given.
     """
-    if force or not out.exists():
+    if not out.exists():
         return False
     if not out.is_dir():
         raise UntaxError("The output is a file, not a folder.", where=out, fix="Name another folder.")
     if not any(out.iterdir()):
+        return False
+    if force:
+        _check_replaceable(out)
         return False
     manifest = read_manifest(out)
     reason = "files that no manifest accounts for" if manifest is None else _difference(out, manifest, wanted)
@@ -41,8 +47,27 @@ def is_done(out: Path, wanted: dict[str, Any], *, force: bool) -> bool:
     raise UntaxError(
         f"The output folder holds something else: {reason}.",
         where=out,
-        fix="Name another folder, remove this one, or say --force to replace it.",
+        fix="Name another folder, or say --force to replace it, which holds for merges only.",
     )
+
+
+def _check_replaceable(out: Path) -> None:
+    """A merge can be made again; whatever else lies in the folder cannot."""
+    manifest = read_manifest(out)
+    if manifest is not None and "merge" in manifest:
+        known = {*manifest["outputs"], MANIFEST_NAME, "README.md", _CONFIG}
+    elif manifest is None and (out / _CONFIG).is_file() and (out / "config.json").is_file():
+        known = {file.name for file in out.iterdir() if file.is_file() and file.suffix in _OF_MERGEKIT}
+    else:
+        known = set()
+    strange = sorted(entry.name for entry in out.iterdir() if entry.name not in known)
+    if strange:
+        more = f" and {len(strange) - 3} more" if len(strange) > 3 else ""
+        raise UntaxError(
+            f"--force replaces merges, and no merge made {', '.join(strange[:3])}{more}.",
+            where=out,
+            fix="Name another folder, or move these elsewhere.",
+        )
 
 
 def _difference(out: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> str | None:
@@ -84,7 +109,7 @@ def output_folder(out: Path, *, replace: bool) -> Iterator[Path]:
         UntaxError: see ``untax.files.new_folder``.
     """
     target = out.with_name(f".{out.name}.new.part") if replace and out.exists() else out
-    _remove_stale(out)
+    remove_stale(out)
     with new_folder(target) as part, _locked(part):
         yield part
     if target is not out:
@@ -109,9 +134,12 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _remove_stale(out: Path) -> None:
-    """Remove what killed merges into ``out`` left beside it."""
-    for pattern in (f".{out.name}.*.part", f"..{out.name}.new.part.*.part"):
+def remove_stale(out: Path) -> None:
+    """Remove what killed merges into ``out`` left beside it; what one was about to replace comes back."""
+    old, name = out.with_name(f".{out.name}.old.part"), glob.escape(out.name)
+    if old.exists() and not out.exists():
+        old.rename(out)
+    for pattern in (f".{name}.*.part", f"..{name}.new.part.*.part"):
         for part in out.parent.glob(pattern):
             with contextlib.suppress(OSError), _locked(part):
                 shutil.rmtree(part, ignore_errors=True)

@@ -17,13 +17,15 @@ from untax.merge.method import Method, Values
 from untax.merge.methods.linear import weight_sum
 from untax.merge.options import Options
 from untax.merge.references import Reference, Source, read_reference
-from untax.merge.settings import Settings, has_gradients, layer_count
+from untax.merge.settings import Settings, has_gradients, layer_count, refuse_slip
 from untax.merge.shards import DTYPES, WIDTHS, Shard, lay_out
 from untax.merge.stream import AHEAD, Stream
 from untax.merge.tensor_job import TensorJob
 from untax.plugins import registry
 
 _KEYS = {"merge_method", "models", "base_model", "dtype", "out_dtype", "parameters"}
+# mergekit's task_arithmetic knows these and does nothing with them.
+_WITHOUT_EFFECT = ("density", "rescale")
 _MERGEKIT_KEYS = {"slices", "modules", "tokenizer_source", "tokenizer", "chat_template"}
 
 
@@ -87,6 +89,21 @@ class Plan:
         for values in every:
             self._factor(values)
 
+    def remarks(self) -> list[str]:
+        """What is as the YAML says, and hardly as it is meant."""
+        found = []
+        factors = {self._factor(self.settings.values(name)) for name in self.base.tensors}
+        if factors != {1.0}:
+            listed = ", ".join(f"{factor:g}" for factor in sorted(factors)[:3])
+            found.append(
+                f"the weights sum to {listed} and are not normalised: the base's weights are multiplied by that."
+            )
+        if self.method.coefficients is not None:
+            given = {*self.settings.shared}.union(*self.settings.models)
+            ignored = [key for key in _WITHOUT_EFFECT if key in given and self.method.has(key)]
+            found += [f"{key} has no effect on {self.method.name}." for key in ignored]
+        return found
+
     def changed(self) -> set[str]:
         """Names of the tensors that any adapter changes."""
         return set().union(*(self._changes(reference) for reference in self.models))
@@ -126,8 +143,8 @@ def _unlike_models(config: MergeConfig, method: Method) -> str | None:
     if any("override_architecture" in str(value) for value in config.raw["models"]):
         return "override_architecture"
     base = config.raw.get("base_model")
-    if base is None and method.base:
-        return f"{method.name} without base_model"
+    if base is None and method.name == "nuslerp":
+        return "nuslerp without base_model"
     if base is not None and not method.base_is_model and read_reference(base, where=config.path).adapter is not None:
         return "a base_model with an adapter"
     return None
@@ -154,12 +171,18 @@ def make_plan(config: MergeConfig) -> Plan:
     """
     method: Method = registry("merge_methods")[config.raw["merge_method"]]
     base = StoredModel(config.references[0].base.folder)
+    if method.base and config.raw.get("base_model") is None:
+        raise UntaxError(
+            f"{method.name} needs a base_model.",
+            where=config.path,
+            fix=f"Write `base_model: {config.references[0].text if method.base_is_model else base.folder}`.",
+        )
     models, given = _models(config, method)
     if method.models is not None and len(models) != method.models:
         raise UntaxError(
-            f"{method.name} merges {method.models} models, but here are {len(models)}.",
+            f"{method.name} merges {method.models} models, but here are {len(models)}: {', '.join(_texts(models))}.",
             where=f"{config.path}, key models",
-            fix="List as many; base_model does not count." if not method.base_is_model else "List as many.",
+            fix="base_model is one of them." if method.base_is_model else "base_model does not count.",
         )
     shared = _mapping(config.raw.get("parameters"), f"{config.path}, key parameters")
     settings = Settings(method, given, _names(config, models), shared, layer_count(base.config), config.path)
@@ -188,6 +211,10 @@ def _models(config: MergeConfig, method: Method) -> tuple[tuple[Reference, ...],
     return tuple(found), tuple(found.values())
 
 
+def _texts(models: tuple[Reference, ...]) -> list[str]:
+    return [one.text for one in models]
+
+
 def _names(config: MergeConfig, models: tuple[Reference, ...]) -> tuple[str, ...]:
     base = config.raw.get("base_model")
     own = None if base is None else read_reference(base, where=config.path)
@@ -212,5 +239,13 @@ def _output_dtype(config: MergeConfig) -> str | None:
 
 
 def unknown_keys(config: MergeConfig) -> list[str]:
-    """Keys at the top of the YAML that nobody reads."""
-    return sorted({*config.raw} - _KEYS - _MERGEKIT_KEYS)
+    """A sentence for each key at the top of the YAML that nobody reads.
+
+    Raises:
+        UntaxError: a key is a slip of the pen.
+    """
+    known = sorted(_KEYS | _MERGEKIT_KEYS)
+    unknown = sorted(map(str, {*config.raw} - {*known}))
+    for key in unknown:
+        refuse_slip(key, known, f"Nobody reads the key {key}.", where=config.path)
+    return [f"nobody reads the key {key} of {config.path}." for key in unknown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import re
@@ -16,6 +17,8 @@ Given = Mapping[str, Any]
 """What stands under one ``parameters:`` of the YAML."""
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+# normalize_weights (0.69), which other methods have, is no slip of normalize; lamda (0.91) is one of lambda.
+_SLIP = 0.75
 _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 
 
@@ -48,11 +51,9 @@ class Settings:
         return {parameter.name: self._value(parameter, tensor) for parameter in self.method.parameters}
 
     def unknown(self) -> list[str]:
-        """A sentence for each key that the method does not have: mergekit ignores it."""
+        """See ``unknown_parameters``."""
         known = [parameter.name for parameter in self.method.parameters]
-        given = sorted({*self.shared}.union(*self.models) - {*known})
-        name = self.method.name
-        return [f"{name} has no parameter '{key}' and ignores it. {near_names(key, known)}" for key in given]
+        return unknown_parameters(self.method.name, {*self.shared}.union(*self.models), known, where=self.where)
 
     def _value(self, parameter: Parameter, tensor: str) -> Any:
         if not parameter.per_model:
@@ -75,7 +76,7 @@ class Settings:
             f"The method needs the parameter '{parameter.name}' for {owner}"
             + (f": none of its filters is in {tensor}." if only_filters else "."),
             where=self.where,
-            fix="Give it under `parameters:`."
+            fix=("Add a last {value: ...} without a filter." if only_filters else "Give it under `parameters:`.")
             + (f" Or leave base_model out, or list it with {parameter.name} 0." if parameter.counts_base else ""),
         )
 
@@ -100,6 +101,29 @@ class Settings:
         if found is None or not self.layers:
             return 0.0
         return int(found[1]) / (self.layers - 1) if self.layers > 1 else 1.0
+
+
+def unknown_parameters(method: str, given: Iterable[str], known: Sequence[str], *, where: object) -> list[str]:
+    """A sentence for each key that a method does not have: mergekit ignores it.
+
+    Raises:
+        UntaxError: a key is so near to a known one that it is a slip of the pen.
+    """
+    unknown = sorted({*given} - {*known})
+    for key in unknown:
+        refuse_slip(key, known, f"{method} has no parameter '{key}'.", where=f"{where}, key parameters")
+    return [f"{method} has no parameter '{key}' and ignores it. {near_names(key, [*known])}" for key in unknown]
+
+
+def refuse_slip(key: str, known: Sequence[str], problem: str, *, where: object) -> None:
+    """Refuse a key that nobody reads and that is nearly one that is read.
+
+    Raises:
+        UntaxError: it is.
+    """
+    close = difflib.get_close_matches(key, known, n=1, cutoff=_SLIP)
+    if close:
+        raise UntaxError(problem, where=where, fix=f"Did you mean '{close[0]}'?")
 
 
 def evaluate(setting: Any, tensor: str, position: float, kind: type) -> Any:

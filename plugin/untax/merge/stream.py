@@ -78,11 +78,13 @@ class Stream:
         prepared: Iterator[Future[Any]],
         advance: Advance,
     ) -> list[str]:
+        header = shard.header()
         with contextlib.ExitStack() as stack:
             writers = [SequentialWriter(out / shard.name, disk) for out in outs]
             for writer in writers:
                 stack.callback(writer.abandon)
-                writer.write(shard.header())
+                writer.write(header)
+            advance(len(header))
             for parts in self._pending(shard, pool, reader, prepared):
                 for writer, part in zip(writers, parts if len(parts) > 1 else parts * len(writers), strict=True):
                     writer.write(part)

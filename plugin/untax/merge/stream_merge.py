@@ -43,14 +43,14 @@ class StreamMerge(Kind):
             UntaxError: the configuration or a parameter is wrong.
         """
         self.plan.check()
-        return [*(f"nobody reads the key {key}." for key in unknown_keys(self.config)), *self.plan.settings.unknown()]
+        return [*unknown_keys(self.config), *self.plan.settings.unknown(), *self.plan.remarks()]
 
     def describe(self) -> Iterator[str]:
         """Counts of tensors and files."""
         changed, every = self.plan.changed(), self.plan.base.tensors
         yield f"{self.plan.method.name} of {len(self.plan.models)} models over {self.plan.source.path}, streamed."
         yield f"{len(changed)} of {len(every)} tensors are changed by adapters; the others are copied byte for byte."
-        yield f"{len(self.shards)} files for each output, floating tensors as {self.plan.dtype or 'in the base'}."
+        yield f"{len(self.shards)} file(s) for each output, floating tensors as {self.plan.dtype or 'in the base'}."
 
     def write(self, parts: Sequence[Path], scales: Sequence[float], names: Sequence[str], advance: Advance) -> Made:
         """One pass over the base for all scales."""

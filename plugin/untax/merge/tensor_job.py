@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from untax.adapters.changes import LowRankChange
-from untax.merge.deltas import TensorDeltas
+from untax.merge.deltas import TensorDeltas, adapters_of
 from untax.merge.method import Block, Job, Method, Values
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class TensorJob:
 
     def as_job(self) -> Job:
         """What the method's own functions see of it."""
-        return Job(self.deltas, self.values, self.seed, self.whole, self.deltas.base)
+        adapters = adapters_of(self.deltas.changes)
+        return Job(self.deltas, self.values, self.seed, self.whole, self.deltas.base, adapters)
 
     def merged(self, statistics: Any, rows: slice, base: torch.Tensor) -> list[torch.Tensor]:
         """The merged rows for each scale, in fp32.

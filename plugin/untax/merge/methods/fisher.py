@@ -8,33 +8,35 @@ Raffel 2022, section 3); of deltas of one base likewise.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from untax.adapters.statistics import Diagonal
 from untax.errors import UntaxError
 from untax.merge.method import Block, Job, Method, Parameter
-from untax.merge.methods.statistic_files import have, open_all
+from untax.merge.methods.statistic_files import check_owners, have, open_all
 
 if TYPE_CHECKING:
     import torch
 
 
-def check(jobs: Iterator[Job]) -> None:
+def check(jobs: Sequence[Job]) -> None:
     """Make sure, before anything is merged, that the files fit.
 
     Raises:
-        UntaxError: a file cannot be read, or lacks a tensor that another has, or has it in another shape; no tensor of
-            the merge has a Fisher; or the weights are below zero, or all zero.
+        UntaxError: a file cannot be read, is given for two models, was made from another adapter than its model's, or
+            lacks a tensor that another has, or has it in another shape; no tensor of the merge has a Fisher;
+            or the weights are below zero, or all zero.
     """
-    found, every = False, list(jobs)
-    for job in every:
+    check_owners(Diagonal, jobs, "fisher")
+    found = False
+    for job in jobs:
         _check_weights(job.values["weight"])
         found |= _has_fisher(open_all(Diagonal, job.values["fisher"]), job.deltas.tensor, job.deltas.shape)
-    if every and not found:
+    if jobs and not found:
         raise UntaxError(
-            f"None of the {len(every)} tensors that the models change has a Fisher, {every[0].deltas.tensor} for one.",
-            where=every[0].values["fisher"][0],
+            f"None of the {len(jobs)} tensors that the models change has a Fisher, {jobs[0].deltas.tensor} for one.",
+            where=jobs[0].values["fisher"][0],
             fix="Make the files from these very models: untax fisher BASE+ADAPTER.",
         )
 
@@ -101,6 +103,6 @@ fisher = Method(
         Parameter("lambda", float, default=1.0),
     ),
     merge=_merge,
-    whole=check,
+    check=check,
     url="https://arxiv.org/abs/2111.09832",
 )

@@ -16,13 +16,13 @@ stays near the minimum above, and gives every sum of Grams an inverse in which e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from untax.adapters.gram import Grams
 from untax.errors import UntaxError
 from untax.merge.method import Block, Deltas, Job, Method, Parameter
-from untax.merge.methods.statistic_files import have, open_all
+from untax.merge.methods.statistic_files import check_owners, have, open_all
 
 if TYPE_CHECKING:
     import torch
@@ -32,15 +32,17 @@ ROWS = 1024
 _RIDGE = 1e-7
 
 
-def check(jobs: Iterator[Job]) -> None:
+def check(jobs: Sequence[Job]) -> None:
     """Make sure, before anything is merged, that the Grams fit.
 
     Raises:
-        UntaxError: a file cannot be read, or lacks a tensor that another has, or has it in another shape; no tensor of
-            the merge has a Gram; or ``shrink`` is not between 0 and 1.
+        UntaxError: a file cannot be read, is given for two models, was made from another adapter than its model's, or
+            lacks a tensor that another has, or has it in another shape; no tensor of the merge has a Gram;
+            or ``shrink`` is not between 0 and 1.
     """
-    found, every = False, list(jobs)
-    for job in every:
+    check_owners(Grams, jobs, "gram")
+    found = False
+    for job in jobs:
         if not 0 <= job.values["shrink"] <= 1:
             raise UntaxError(
                 f"The elements off the diagonal cannot be multiplied by {job.values['shrink']:g}.",
@@ -48,10 +50,10 @@ def check(jobs: Iterator[Job]) -> None:
                 fix="Give a number between 0 and 1.",
             )
         found |= _has_grams(open_all(Grams, job.values["gram"]), job.deltas)
-    if every and not found:
+    if jobs and not found:
         raise UntaxError(
-            f"None of the {len(every)} tensors that the models change has a Gram, {every[0].deltas.tensor} for one.",
-            where=every[0].values["gram"][0],
+            f"None of the {len(jobs)} tensors that the models change has a Gram, {jobs[0].deltas.tensor} for one.",
+            where=jobs[0].values["gram"][0],
             fix="Make the files from these very models: untax gram BASE+ADAPTER.",
         )
 
@@ -151,6 +153,6 @@ regmean = Method(
     (Parameter("gram", str, per_model=True), Parameter("shrink", float, default=0.9)),
     merge=_merge,
     statistics=solve,
-    whole=check,
+    check=check,
     url="https://arxiv.org/abs/2212.09849",
 )
