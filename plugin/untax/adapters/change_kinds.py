@@ -111,6 +111,11 @@ class DoraChange:
     needs_base = True
 
     @property
+    def adapter(self) -> StoredAdapter:
+        """The adapter."""
+        return self.direction.adapter
+
+    @property
     def tensor(self) -> str:
         """Name of the base's tensor."""
         return self.direction.tensor

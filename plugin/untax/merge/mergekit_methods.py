@@ -216,8 +216,9 @@ _LOCK = threading.Lock()
 
 
 def _whole(method: Method, group: Any, values: Values, seed: int) -> Any:
-    """What the method's ``whole`` returns for all tensors of these models with these values, after its ``check`` of them;
-    each is called once.
+    """What the method's ``whole`` returns for all tensors of these models with these values, computed once.
+
+    Before that, its ``check`` sees the same tensors.
 
     The models are read whole, tensor by tensor, also where slices use a part of them only; and the values of the tensor
     at hand stand for those of all.
