@@ -11,7 +11,7 @@ import pytest
 from untax.errors import UntaxError
 from untax.manifest import read_manifest
 
-from .tiny_models import Config, untax_merge
+from .tiny_models import Config, relative_error, untax_merge, weights
 
 COMMITS = {"main": "a" * 40, "dev": "b" * 40}
 
@@ -63,3 +63,13 @@ def test_a_branch_that_moved_is_another_merge(hub: Path, config: Config, tmp_pat
 def test_the_base_of_another_revision_is_another_base(hub: Path, config: Config, tmp_path: Path) -> None:
     with pytest.raises(UntaxError, match="another base"):
         untax_merge(two(config, "org/base"), tmp_path / "out")
+
+
+def test_mergekit_takes_what_is_in_the_cache(hub: Path, config: Config, tmp_path: Path) -> None:
+    """It asks the hub itself, which nobody reaches here."""
+    models = [{"model": "org/base@dev+org/lora@dev", "parameters": {"weight": 1.0}}]
+    path = config(merge_method="linear", models=models, dtype="float32")
+    for engine in ("stream", "mergekit"):
+        untax_merge(path, tmp_path / engine, "--allow-crimes", engine=engine)
+    base = weights(hub / f"models--org--base/snapshots/{COMMITS['dev']}")
+    assert relative_error(weights(tmp_path / "mergekit"), weights(tmp_path / "stream"), base) < 1e-6

@@ -88,6 +88,8 @@ def merge(
     kind = _kind(config, options, wish)
     if options["copy_tokenizer"] and not own_tokenizer and kind.what == "model":
         checks.check_has_tokenizer(config.references[0].base.folder)
+    if options["transformers_cache"]:
+        say("Note: --transformers-cache has no effect: models of the hub are looked for where HF_HUB_CACHE says.")
     for note in kind.notes():
         say(f"Note: {note}")
     outs = [output_name(out, scale, wish.scales) for scale in wish.scales]

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from untax.adapters.base import local_folder
 from untax.errors import UntaxError
 
 _TOKENIZER_KEYS = ("tokenizer_source", "source")
@@ -146,9 +147,9 @@ def _models_in(node: Any) -> Iterator[Any]:
 
 
 def with_plain_folders(node: Any, key: str = "") -> Any:
-    """A configuration whose relative folders begin with ``./``.
+    """A configuration whose relative folders begin with ``./``, and whose hub ids are the folders of the hub's cache.
 
-    mergekit asks the hub about every ``a/b``, though it is a folder here, and fails without a network.
+    mergekit asks the hub about every ``a/b``, though it is a folder here or was fetched, and fails without a network.
     """
     if isinstance(node, dict):
         return {
@@ -158,10 +159,15 @@ def with_plain_folders(node: Any, key: str = "") -> Any:
         return [with_plain_folders(item, key) for item in node]
     if not isinstance(node, str) or key not in _MODEL_KEYS or (key in _TOKENIZER_KEYS and node in ("union", "base")):
         return node
-    return "+".join(
-        f"./{part}" if part[:1] not in "./~" and Path(part.partition("@")[0]).is_dir() else part
-        for part in node.split("+")
-    )
+    return "+".join(map(_plain_folder, node.split("+")))
+
+
+def _plain_folder(part: str) -> str:
+    path, _, revision = part.partition("@")
+    if Path(path).is_dir():
+        return part if part[:1] in "./~" else f"./{part}"
+    found = local_folder(path, revision or None)
+    return part if found is None else str(found)
 
 
 def _is_hub_id(name: str) -> bool:
