@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tiny_adapters import TWO_LAYERS, write_adapter
 from toys import sft_rows, write_jsonl
 from untax.adapters.statistics import Diagonal
 from untax.cli.main import main
@@ -57,6 +59,7 @@ def test_it_writes_file_and_manifest(capsys: Any, base_model: Path, stories: Pat
     said = run(capsys, base_model, "--data", stories, "-o", out, "--separator", r"\n---\n", "--samples", 4)
     assert f"{out}: 35 tensors, 226,560 numbers, mean " in said
     assert "4 texts, " in said
+    assert f"Loading {base_model} ..." in said
     assert "Warning" not in said
     assert Diagonal(out).metadata["samples"] == "4"
     manifest = read_manifest(out.parent, "fisher.untax.json")
@@ -126,6 +129,71 @@ def test_mistakes_are_said(
     given = ["--data", "rows.jsonl", "-o", "f.safetensors", *arguments]
     assert expected in run(capsys, model or base_model, *given, code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("command", ["fisher", "gram"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--data", "rows.jsonl", "--column", "story", "-o", "f.safetensors"], "no column 'story', only "),
+        (["--data", "rows.jsonl", "-o", "there.safetensors"], "there already"),
+        (["--data", "rows.jsonl", "--device", "cuda", "-o", "f.safetensors"], "no GPU"),
+    ],
+)
+def test_mistakes_are_said_before_anything_slow(
+    tmp_path: Path, command: str, arguments: list[str], expected: str
+) -> None:
+    """Before the model is looked for, which is not there; and nothing large is imported."""
+    import torch
+
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    write_jsonl(tmp_path / "rows.jsonl", sft_rows(2))
+    (tmp_path / "there.safetensors").touch()
+    program = (
+        f"import sys; sys.argv = ['untax', {command!r}, 'no/such/model', *{arguments!r}]\n"
+        "from untax.cli.main import main\n"
+        "try: main()\n"
+        "finally: print([name for name in ('torch', 'transformers', 'axolotl', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert expected in done.stderr
+
+
+@pytest.mark.parametrize("content", ['{"text": "one"}\n{"text": \n', ""])
+def test_fixes_are_those_of_the_command(capsys: Any, base_model: Path, tmp_path: Path, out: Path, content: str) -> None:
+    """Not keys of Axolotl's YAMLs, nor of a merge's."""
+    (tmp_path / "rows.jsonl").write_text(content)
+    said = run(capsys, base_model, "--data", tmp_path / "rows.jsonl", "-o", out, code=2)
+    assert f"where: --data {tmp_path / 'rows.jsonl'}" in said
+    assert "`split:`" not in said
+    assert "key data" not in said
+
+
+def test_an_adapter_alone_is_no_model(capsys: Any, stories: Path, tmp_path: Path, out: Path) -> None:
+    adapter = write_adapter(tmp_path / "adapter", TWO_LAYERS)
+    said = run(capsys, adapter, "--data", stories, "-o", out, code=2)
+    assert "Name it as base+adapter" in said
+    assert "YAML" not in said
+
+
+def test_the_base_of_another_adapter(capsys: Any, base_model: Path, stories: Path, tmp_path: Path, out: Path) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    config = peft.LoraConfig(r=1, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    adapter = tmp_path / "adapter"
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base_model), config).save_pretrained(adapter)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "org/other"}))
+    said = run(capsys, f"{base_model}+{adapter}", "--data", stories, "-o", out, code=2)
+    assert "trained on another base (org/other)" in said
+    assert "base_model_name_or_path in its adapter_config.json" in said
+    assert "--allow-crimes" not in said
+    # The fix is one.
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": str(base_model)}))
+    run(capsys, f"{base_model}+{adapter}", "--data", stories, "-o", out, "--samples", 1)
 
 
 def test_the_help_says_what_f_is_without_torch() -> None:

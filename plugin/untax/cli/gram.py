@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from untax.cli.model_on_texts import named_data, named_model, passes, progress, quieten, texts
+from untax.cli.model_on_texts import check_first, named_data, named_model, passes, progress, quieten, texts
 
 
 @click.command("gram")
@@ -41,12 +41,12 @@ def command(
     quieten()
     from untax.fisher.gram import gram
     from untax.fisher.inputs import Reading
-    from untax.fisher.output import check_output
 
-    check_output(out, force=force)  # Before a model is fetched.
+    texts_of = named_data(data, column, separator)
+    check_first(out, texts_of, device, force=force)
     made = gram(
         named_model(model),
-        named_data(data, column, separator),
+        texts_of,
         out,
         Reading(**reading),
         device=device,

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from untax.fisher.model import Model
 
 Command = Callable[..., Any]
+_OWN_BASE = (
+    "Name the base that it was trained on: BASE+ADAPTER. If they are one and the same, let base_model_name_or_path in "
+    "its adapter_config.json name it."
+)
 
 
 def texts(command: Command) -> Command:
@@ -76,16 +80,34 @@ def named_data(path: Path, column: str, separator: str | None) -> Data:
     return Data(path, prompt, column=column, separator=separator)
 
 
+def check_first(out: Path, data: Data, device: str, *, force: bool) -> None:
+    """What can be refused at once, before a model is read or a large library imported.
+
+    Raises:
+        UntaxError: the output cannot be written, the data lacks the texts, or there is no such device.
+    """
+    from untax.fisher.columns import check_columns
+    from untax.fisher.model import check_device
+    from untax.fisher.output import check_output
+
+    check_output(out, force=force)
+    check_columns(data.path, data.column)
+    check_device(device)
+
+
 def named_model(text: str) -> Model:
     """MODEL, with its files found and checked."""
+    from untax.adapters.stored import StoredAdapter
     from untax.fisher.model import Model
-    from untax.merge.checks import check_bases, check_inputs
+    from untax.merge.checks import check_inputs
     from untax.merge.references import read_reference
+    from untax.merge.same_base import check_base
 
     reference = read_reference(text, where="MODEL")
     check_inputs([reference])
-    check_bases([reference])
     adapter = None if reference.adapter is None else reference.adapter.folder
+    if adapter is not None:
+        check_base(StoredAdapter(adapter), reference.base, fix=_OWN_BASE)
     return Model(reference.base.path, reference.base.folder, reference.base.revision, adapter)
 
 

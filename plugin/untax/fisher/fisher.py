@@ -77,8 +77,6 @@ def fisher(
     Raises:
         UntaxError: an input or the output is not as it must be, or a gradient is not finite; nothing was written.
     """
-    import torch
-
     started = time.time()
     check_output(out, force=force)
     prepared = prepare(model, data, settings, device=device, trust_remote_code=trust_remote_code, say=say)
@@ -91,6 +89,8 @@ def fisher(
     tokens = sum(one.scored for one in sequences)
     facts = {"definition": DEFINITION, **asdict(settings), "samples": len(sequences), "tokens": tokens}
     write(out, "fisher", found, facts, identities(model, data, sequences), started=started)
+    import torch
+
     values = sum(tensor.numel() for tensor in found.values())
     total = sum(tensor.sum(dtype=torch.float64).item() for tensor in found.values())
     return Made(out, len(found), values, len(sequences), tokens, total / max(1, values))

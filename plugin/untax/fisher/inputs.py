@@ -78,7 +78,9 @@ def prepare(model: Model, data: Data, reading: Reading, *, device: str, trust_re
         UntaxError: something is not as it must be, or model, tokenizer and texts do not belong together.
     """
     # Reading forks a process: before torch is there.
+    say(f"Reading {data.path} ...")
     chosen = _choose(data, reading, say)
+    say(f"Loading {model.name} ...")
     tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
     tokenised = _tokenised(chosen, tokenizer, reading.sequence_len, data.path, say)
     network = load_network(model, dtype=reading.dtype, device=place(device), trust_remote_code=trust_remote_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from untax.adapters.header import read_header
 from untax.adapters.stored import ADAPTER_FILES
+from untax.data.parallel import apart
 from untax.errors import UntaxError
 from untax.manifest import digest_files, digest_model
 
@@ -133,6 +135,16 @@ def _with_adapter(network: Any, adapter: Path) -> Any:
                 fix="Name the base it was trained on.",
             )
     return adapted.merge_and_unload()
+
+
+def check_device(name: str) -> None:
+    """``place`` without torch in this process, which has others to start first.
+
+    Raises:
+        UntaxError: there is no GPU.
+    """
+    if name == "cuda":
+        place(name) if "torch" in sys.modules else apart(place, name)
 
 
 def place(name: str) -> str:

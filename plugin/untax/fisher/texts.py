@@ -29,6 +29,8 @@ CARRIED = 4096
 # Far more than the tokens of any vocabulary have on average: a text is never cut to fewer tokens than it was to have.
 CHARACTERS_PER_TOKEN = 128
 
+_WHOLE = "Check that the file is whole, has rows, and is what its name says: .jsonl, .json or .parquet."
+
 Prompt = Callable[[Mapping[str, Any]], str]
 """What is put before the response of a row with an instruction."""
 
@@ -63,7 +65,7 @@ def read_texts(path: Path, *, column: str, separator: str | None, prompt: Prompt
     Raises:
         UntaxError: the file is missing, empty, of another kind, not readable, or its rows have no such column.
     """
-    _refuse(path)
+    refuse_file(path)
     most = tokens * CHARACTERS_PER_TOKEN
     pairs = _of_text_file(path, separator, most) if is_text(path) else _of_rows(_corpus(path), column, prompt, most)
     position = 0
@@ -105,7 +107,12 @@ def _suffix(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def _refuse(path: Path) -> None:
+def refuse_file(path: Path) -> None:
+    """Make sure that a file is there and of a known kind.
+
+    Raises:
+        UntaxError: it is not.
+    """
     if not path.is_file():
         raise UntaxError("There is no such data file.", where=path, fix="Name a file with --data.")
     known = TEXT_SUFFIXES | ROW_SUFFIXES
@@ -122,10 +129,10 @@ def _refuse(path: Path) -> None:
 
 def _of_text_file(path: Path, separator: str | None, most: int) -> Iterator[tuple[str, str]]:
     try:
-        if separator is None and _occurs(END_OF_TEXT, path):
+        if separator is None and occurs(END_OF_TEXT, path):
             separator = END_OF_TEXT
         pattern = re.compile(re.escape(separator) if separator else BLANK_LINE)
-        with _opened(path) as file:
+        with opened(path) as file:
             for text in _split(iter(lambda: file.read(BLOCK), ""), pattern, most):
                 yield "", text.strip()
     except UnicodeDecodeError as error:
@@ -134,13 +141,15 @@ def _of_text_file(path: Path, separator: str | None, most: int) -> Iterator[tupl
         raise UntaxError(f"The file cannot be unpacked: {error}.", where=path, fix="Download it again.") from error
 
 
-def _opened(path: Path) -> IO[str]:
+def opened(path: Path) -> IO[str]:
+    """The file as text, unpacked where it is packed."""
     return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
-def _occurs(wanted: str, path: Path) -> bool:
+def occurs(wanted: str, path: Path) -> bool:
+    """Whether a text stands anywhere in the file, of which a block at a time is in memory."""
     end = ""
-    with _opened(path) as file:
+    with opened(path) as file:
         while block := file.read(BLOCK):
             end += block
             if wanted in end:
@@ -171,9 +180,13 @@ def _corpus(path: Path) -> Corpus:
     from untax.data.parallel import apart
 
     entries = [{"path": str(path)}]
-    check_entries(entries, key="data")
-    # Reading takes Axolotl, whose import need not stay in this process.
-    return apart(_read, entries)
+    try:
+        check_entries(entries, key="data")
+        # Reading takes Axolotl, whose import need not stay in this process.
+        return apart(_read, entries)
+    except UntaxError as error:
+        # It speaks of keys of Axolotl's YAMLs, and here is only a file.
+        raise UntaxError(error.problem, where=f"--data {path}", fix=_WHOLE) from error
 
 
 def _read(entries: list[dict[str, Any]]) -> Corpus:
@@ -204,9 +217,14 @@ def _columns(source: Source, column: str) -> list[str]:
         return [column]
     if column == COLUMN and {"instruction", "output"} <= set(known):
         return [name for name in ALPACA if name in known]
-    raise UntaxError(
+    raise no_column(column, known, where=source.name)
+
+
+def no_column(column: str, known: Iterable[str], *, where: object) -> UntaxError:
+    """What is said where rows have no such column."""
+    return UntaxError(
         f"The rows have no column '{column}', only {', '.join(known)}.",
-        where=source.name,
+        where=where,
         fix="Name the column with the text with --column, or give rows of instruction, input and output.",
     )
 
@@ -214,9 +232,14 @@ def _columns(source: Source, column: str) -> list[str]:
 def _cell(row: Mapping[str, Any], column: str, source: Source) -> str:
     value = row[column]
     if value is not None and not isinstance(value, str):
-        raise UntaxError(
-            f"The column '{column}' holds a {type(value).__name__}, not text.",
-            where=source.name,
-            fix="Name the column with the text with --column.",
-        )
+        raise not_text(column, type(value).__name__, where=source.name)
     return value or ""
+
+
+def not_text(column: str, kind: str, *, where: object) -> UntaxError:
+    """What is said where a column has other values than text."""
+    return UntaxError(
+        f"The column '{column}' holds a {kind}, not text.",
+        where=where,
+        fix="Name the column with the text with --column.",
+    )

@@ -91,7 +91,7 @@ def raise_all(problems: list[UntaxError]) -> None:
         raise problems[0]
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
-        raise UntaxError(f"{len(problems)} things are wrong with the inputs of this merge:\n{listed}")
+        raise UntaxError(f"{len(problems)} things are wrong with the inputs:\n{listed}")
 
 
 def check_model(folder: Path) -> dict[str, TensorInfo]:
@@ -102,7 +102,7 @@ def check_model(folder: Path) -> dict[str, TensorInfo]:
     """
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise UntaxError(
-            "The folder is an adapter, not a model.", where=folder, fix="Write `base+adapter` in the YAML."
+            "The folder is an adapter, not a model.", where=folder, fix="Name it as base+adapter, beside its base."
         )
     return StoredModel(folder).tensors
 

@@ -9,8 +9,10 @@ from untax.errors import UntaxError
 from untax.manifest import digest_model, model_digest_is_known, read_manifest
 from untax.merge.references import Source
 
+FIX = "Name its own base in the YAML; if they are one and the same, say --allow-crimes."
 
-def check_base(adapter: StoredAdapter, base: Source, *, read: bool = True) -> None:
+
+def check_base(adapter: StoredAdapter, base: Source, *, read: bool = True, fix: str = FIX) -> None:
     """Compare the base that an adapter was trained on with the one it is added to.
 
     The adapter's manifest decides, by digest. Without one, adapter_config.json decides: by content when it names a
@@ -20,6 +22,7 @@ def check_base(adapter: StoredAdapter, base: Source, *, read: bool = True) -> No
         adapter: the adapter.
         base: the base it is added to.
         read: whether the base may be read for its digest; if not, and nobody knows it, the name decides.
+        fix: what to do where they differ; by default, what a merge offers.
 
     Raises:
         UntaxError: they differ.
@@ -38,7 +41,7 @@ def check_base(adapter: StoredAdapter, base: Source, *, read: bool = True) -> No
         raise UntaxError(
             f"{problem}: the name is the same, but not the content." if trained == base.path else f"{problem}.",
             where=adapter.folder,
-            fix="Name its own base in the YAML; if they are one and the same, say --allow-crimes.",
+            fix=fix,
         )
 
 
