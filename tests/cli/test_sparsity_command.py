@@ -157,7 +157,7 @@ def test_an_adapter_beside_a_whole_base_is_an_adapter(
         (["adapter", "--threshold", "nan"], "above zero"),
         (["adapter", "--threshold", "inf"], "above zero"),
         (["adapter", "--relative", "-1"], "above zero"),
-        (["adapter", "--plot", "figure.pdf"], "ends in .png"),
+        (["adapter", "--plot", "figure.pdf"], "in .png or .svg"),
         ([], "Missing argument"),
     ],
 )

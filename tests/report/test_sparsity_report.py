@@ -143,9 +143,13 @@ def test_the_same_numbers_give_the_same_bytes(tmp_path: Path) -> None:
     first = (tmp_path / "a.png").read_bytes()
     assert first.startswith(b"\x89PNG")
     assert first == (tmp_path / "b.png").read_bytes()
+    for name in ("a.svg", "b.svg"):
+        draw_sparsity(tmp_path / name, [DPO, SFT], THRESHOLDS)
+    assert (tmp_path / "a.svg").read_bytes().startswith(b"<?xml")
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     draw_sparsity(tmp_path / "c.png", [SFT, SFT], THRESHOLDS)
     assert first != (tmp_path / "c.png").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg", "b.png", "b.svg", "c.png"]
 
 
 def height(path: Path) -> int:

@@ -10,6 +10,7 @@ import click
 
 from untax.adapters.norms import SPARSITY_THRESHOLD
 from untax.adapters.sparsity import RELATIVE_THRESHOLD, Thresholds
+from untax.cli.picture import check_picture
 from untax.errors import UntaxError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _above_zero(context: click.Context, parameter: click.Parameter, value: float
 @click.option("--blocks", is_flag=True, help="Show every decoder layer.")
 @click.option("--layers", is_flag=True, help="Show every adapted module.")
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write all numbers.")
-@click.option("--plot", metavar="FILE.png", type=click.Path(path_type=Path), help="Draw the shares as bars.")
+@click.option("--plot", metavar="FILE.png|svg", type=click.Path(path_type=Path), help="Draw the shares as bars.")
 def command(
     adapters: tuple[Path, ...],
     base: str | None,
@@ -100,8 +101,7 @@ def command(
 def _refuse_options(base: str | None, no_base: bool, plot: Path | None) -> None:
     if base is not None and no_base:
         raise click.UsageError("--base and --no-base exclude each other.")
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise UntaxError("The picture is a PNG.", where=f"--plot {plot}", fix="Give it a name that ends in .png.")
+    check_picture(plot, "--plot")
 
 
 def _open(adapters: tuple[Path, ...], base: str | None, no_base: bool) -> list[Deltas]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from untax.adapters.sparsity import Sparsity, Thresholds
-from untax.files import new_file
+from untax.report.picture import picture, short
 from untax.report.sparsity import Measured, percent
 
 if TYPE_CHECKING:
@@ -15,31 +15,24 @@ if TYPE_CHECKING:
 
     Share = Callable[[Sparsity], float | None]
 
-DPI = 150
 _TOPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Where the scale may end: the first that no bar is above."""
 
 
 def draw_sparsity(path: Path, found: Sequence[Measured], thresholds: Thresholds) -> None:
-    """Write a PNG: on the left a bar for each adapter, on the right one for each of its module types.
+    """Write a PNG or SVG: on the left a bar for each adapter, on the right one for each of its module types.
 
     The bars are means over the layers, as in figure 2 of PAFT. A second row shows the shares below the relative
     threshold if any adapter has them. The same numbers give the same bytes.
     """
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     rows: list[tuple[str, Share]] = [(f"|delta| < {thresholds.absolute:g}", lambda group: group.mean_below)]
     if any(one.overall.mean_below_relative is not None for one in found):
         label = f"|delta| < {thresholds.relative:g} x RMS of the base"
         rows.append((label, lambda group: group.mean_below_relative))
     kinds = list(dict.fromkeys(kind for one in found for kind in one.kinds))
     left, right = 0.6 * len(found) + 0.2, len(kinds) * _group_width(found)
-    # Names of folders are no formulas.
-    with rc_context({"text.parse_math": False, "font.size": 8}), new_file(path) as part:
-        figure = Figure(figsize=(left + right + 1.4, 3.2 * len(rows) + 0.4), layout="constrained")
-        FigureCanvasAgg(figure)
+    with picture(path, font=8) as figure:
+        figure.set_size_inches(left + right + 1.4, 3.2 * len(rows) + 0.4)
         table = figure.subplots(len(rows), 2, squeeze=False, sharey="row", width_ratios=(left, right))
         for (label, share), (adapters, modules) in zip(rows, table, strict=True):
             _overall(adapters, found, share)
@@ -51,8 +44,6 @@ def draw_sparsity(path: Path, found: Sequence[Measured], thresholds: Thresholds)
         if len(found) > 1:
             handles, names = table[0][1].get_legend_handles_labels()
             figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(found)), frameon=False)
-        # Without the date and the library's version the same numbers give the same bytes.
-        figure.savefig(part, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def _group_width(found: Sequence[Measured]) -> float:
@@ -63,8 +54,7 @@ def _group_width(found: Sequence[Measured]) -> float:
 def _overall(axes: Axes, found: Sequence[Measured], share: Share) -> None:
     for place, one in enumerate(found):
         _bar(axes, place, 0.8, share(one.overall), place, upright=False)
-    names = [one.name if len(one.name) <= 18 else f"...{one.name[-15:]}" for one in found]
-    _names(axes, names, 0.6)
+    _names(axes, [short(one.name) for one in found], 0.6)
 
 
 def _by_kind(axes: Axes, found: Sequence[Measured], kinds: Sequence[str], share: Share) -> None:
