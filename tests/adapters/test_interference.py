@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 from tiny_adapters import TWO_LAYERS, peft_gpt2, peft_llama, write_adapter
 from untax.adapters import blocks
 from untax.adapters.adapter_set import AdapterSet
-from untax.adapters.interference import Factors, LayerInterference, dropped, mean_norm, measure_layer, pair
+from untax.adapters.interference import (
+    Factors,
+    LayerInterference,
+    alone,
+    dropped,
+    mean_norm,
+    measure_layer,
+    pair,
+    sum_norm,
+)
 from untax.errors import UntaxError
 
 
@@ -71,6 +80,14 @@ def test_equals_dense_float64(seed: int, count: int, top: float, shared: float) 
     assert dropped([layer]) == pytest.approx(
         np.minimum(positive, negative).sum() / (positive + negative).sum(), abs=1e-5
     )
+    elected = np.where(sum(deltas) >= 0, 1, -1)
+    for number, delta in enumerate(deltas):
+        own = alone([layer], number)
+        assert own.norm == pytest.approx(np.linalg.norm(delta))
+        assert own.rms == pytest.approx(np.sqrt((delta**2).mean()))
+        assert own.mean == pytest.approx(np.abs(delta).mean(), rel=1e-5)
+        assert own.dropped == pytest.approx(np.abs(delta[delta * elected < 0]).sum() / np.abs(delta).sum(), abs=1e-5)
+    assert sum_norm([layer]) == pytest.approx(np.linalg.norm(sum(deltas)))
     mean = np.linalg.norm(sum(deltas) / count)
     rms = math.sqrt(sum(np.linalg.norm(delta) ** 2 for delta in deltas) / count)
     assert mean_norm([layer]) == pytest.approx(mean / rms)
@@ -97,8 +114,25 @@ def test_by_hand() -> None:
     assert pair([layer], 0, 1).overlap == 0.5  # {4, -2} and {-3, 5} share the second
     assert layer.l1 == (7.0, 11.0, 8.0)
     assert layer.largest[2] == (1.0, 0.0, 1.0)  # zeros are not among the largest
-    assert layer.dropped == 4.0  # +4 against -1-8
+    assert layer.dropped == (4.0, 0.0, 0.0)  # +4 against -1-8
+    assert [alone([layer], number).dropped for number in range(3)] == [4 / 7, 0.0, 0.0]
     assert dropped([layer]) == 4 / 26
+
+
+def test_it_drops_what_ties_drops() -> None:
+    """Against the election of the merge, with sums of zero among them."""
+    from untax.merge.methods.consensus import elect
+
+    generator = torch.Generator().manual_seed(7)
+    rows = torch.randint(-3, 4, (3, 2000), generator=generator).float()
+    factors = {number: Factors(torch.ones(1, 1), row[None], 1.0) for number, row in enumerate(rows)}
+    layer = measure_layer("q", factors, 3, 0.1, where="here")
+    kept = elect(rows[:, None].clone(), (1.0, 1.0, 1.0), normalize=False)
+    assert ((rows.sum(dim=0) == 0) & (rows != 0).any(dim=0)).sum() > 50
+    assert sum(layer.l1) - sum(layer.dropped) == float(kept.abs().sum())
+    for number, row in enumerate(rows):
+        agrees = (row * torch.where(rows.sum(dim=0) >= 0, 1.0, -1.0)) > 0
+        assert layer.l1[number] - layer.dropped[number] == float(row[agrees].abs().sum())
 
 
 @pytest.mark.parametrize(("sign", "conflict"), [(1.0, 0.0), (-1.0, 1.0)])
@@ -111,6 +145,7 @@ def test_the_same_and_its_opposite(sign: float, conflict: float) -> None:
     assert found.conflict == (pytest.approx(1.0, abs=2e-6) if conflict else 0.0)
     assert found.cosine == pytest.approx(sign, abs=1e-15)
     assert dropped([layer]) == pytest.approx(0.0 if sign > 0 else 0.5, abs=1e-6)
+    assert sign < 0 or layer.dropped == (0.0, 0.0)
     assert mean_norm([layer]) == pytest.approx(1.0 if sign > 0 else 0.0)
 
 
@@ -205,7 +240,9 @@ def test_layers_that_not_all_have(tmp_path: Path) -> None:
 
 
 def adapter_of(folder: Path, base: str | None = None, digest: str | None = None) -> Path:
-    write_adapter(folder, TWO_LAYERS, **({} if base is None else {"base_model_name_or_path": base}))
+    # Each folder's adapter is one of its own.
+    config = {} if base is None else {"base_model_name_or_path": base}
+    write_adapter(folder, TWO_LAYERS, revision=folder.name, **config)
     if digest is not None:
         manifest = {"what": "adapter", "inputs": {"base": digest}, "outputs": {}}
         (folder / "untax.json").write_text(json.dumps(manifest))
@@ -257,6 +294,10 @@ def test_other_shapes_and_kinds_are_refused(tmp_path: Path) -> None:
         AdapterSet([one, broken])
     with pytest.raises(UntaxError, match="no other"):
         AdapterSet([one])
+    copy = write_adapter(tmp_path / "copy", TWO_LAYERS)
+    with pytest.raises(UntaxError, match=r"are the same: .*one, .*copy") as error:
+        AdapterSet([one, copy])
+    assert error.value.where == str(copy)
 
 
 def test_factors_of_one_layer_are_in_memory_only(tmp_path: Path) -> None:

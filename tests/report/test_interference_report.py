@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def layer(module: str, conflict: float, adapters: tuple[int, ...] = (0, 1, 2)) -
         l1=tuple(10.0 * one for one in there),
         conflict=matrix(((0.0, 20 * conflict, 10.0), (20 * conflict, 0.0, 10.0), (10.0, 10.0, 0.0))),
         largest=matrix(((10.0, 3.0, 1.0), (3.0, 10.0, 1.0), (1.0, 1.0, 10.0))),
-        dropped=3.0,
+        dropped=tuple(there[number] * lost for number, lost in enumerate((0.5, 2.0, 0.5))),
     )
 
 
@@ -71,9 +72,9 @@ def test_matrices_over_all_layers() -> None:
 def test_the_layers_that_conflict_most_come_first() -> None:
     text = interference_text(FOUND, layers=False)
     rows = list(sections(text)["layers that conflict most"].items())
-    assert rows[0] == ("lm_head", ["100", "2", "0.600", "90.00%", "30.00%", "15.00%"])
+    assert rows[0] == ("lm_head", ["100", "2", "0.600", "90.00%", "30.00%", "5.00%/20.00%/-"])
     # Means over three pairs: (0.7 + 0.5 + 0.5) / 3.
-    assert rows[1] == ("model.layers.14.q_proj", ["100", "3", "0.200", "56.67%", "16.67%", "10.00%"])
+    assert rows[1] == ("model.layers.14.q_proj", ["100", "3", "0.200", "56.67%", "16.67%", "5.00%/20.00%/5.00%"])
     assert [name for name, _ in rows[1:-1]] == [f"model.layers.{number}.q_proj" for number in range(14, 5, -1)]
     assert len(rows) == MOST + 1
     assert rows[-1][0] == "(means"
@@ -82,7 +83,7 @@ def test_the_layers_that_conflict_most_come_first() -> None:
 def test_every_layer_in_the_models_order() -> None:
     rows = sections(interference_text(FOUND, layers=True))["layer"]
     assert [name for name in rows if name != "(means"] == [one.module for one in FOUND.layers]
-    assert rows["model.embed_tokens"] == ["100", "1", "-", "-", "-", "30.00%"]
+    assert rows["model.embed_tokens"] == ["100", "1", "-", "-", "-", "-/-/5.00%"]
 
 
 def test_columns_stand_below_each_other() -> None:
@@ -94,15 +95,58 @@ def test_columns_stand_below_each_other() -> None:
 
 def test_the_meaning_is_arithmetic() -> None:
     one = Interference(("a", "b", "c"), (layer("q", 0.5),), 0.1)
-    # Norm of the sum: sqrt(4 + 1 + 9 + 2 * 1.2); RMS of the norms: sqrt(14 / 3).
-    assert "has 0.625 of their RMS norm" in meaning(one)
-    assert "0.577 if orthogonal" in meaning(one)
-    assert "their sum 1.875" in meaning(one)
-    assert "would drop 10.00% of" in meaning(one)
-    zero = LayerInterference(
-        "q", 4, (0, 1), *[((0.0, 0.0),) * 2, (0.0, 0.0), ((0.0, 0.0),) * 2, ((0.0, 0.0),) * 2], 0.0
-    )
-    assert "nothing to merge" in interference_text(Interference(("a", "b"), (zero,), 0.1), layers=True)
+    said = " ".join(meaning(one).split())
+    assert "that of c is 3.00 times that of b" in said
+    assert "these weights: a 1.50, b 3.00, c 1.00." in said
+    # Norm of the sum: sqrt(4 + 1 + 9 + 2 * 1.2).
+    assert "have the norm 4.050; orthogonal ones would have 3.742, and c alone has 3.000. " in said
+    assert "plain mean (linear) has 1.350." in said
+    assert "own magnitude: a 5.00%, b 20.00%, c 5.00%." in said
+
+
+def nothing(number: int, *norms: float) -> LayerInterference:
+    """Deltas of these norms; all else is zero."""
+    count = len(norms)
+    inner = tuple(tuple(norm**2 * (i == j) for j in range(count)) for i, norm in enumerate(norms))
+    zeros = ((0.0,) * count,) * count
+    return LayerInterference(f"q{number}", 4, tuple(range(count)), inner, norms, zeros, zeros, (0.0,) * count)
+
+
+def test_deltas_of_zeros_are_named() -> None:
+    text = interference_text(Interference(("a", "b"), (nothing(0, 0.0, 0.0),), 0.1), layers=True)
+    assert "nothing to merge" in text
+    said = meaning(Interference(("a", "b"), (nothing(0, 2.0, 0.0),), 0.1))
+    assert "b: all zeros" in said
+    assert "weights:" not in said
+    assert "a 0.00%, b -." in said
+
+
+def test_of_many_adapters_a_layer_has_one_share() -> None:
+    many = Interference(tuple("abcde"), (nothing(0, 1.0, 2.0, 3.0, 4.0, 5.0),), 0.1)
+    text = interference_text(many, layers=True)
+    assert sections(text)["layer"]["q0"][-1] == "0.00%"
+    assert "dropped: of all adapters together" in text
+
+
+def test_each_adapter_by_itself() -> None:
+    found = sections(interference_text(FOUND, layers=False))["adapter"]
+    # 16 layers of 100 elements with a norm of 2, 1 or 3, and |delta| of 10 each.
+    assert found == {
+        "sft": ["8.000", "0.100", "5.00%"],
+        "dpo": ["4.000", "0.100", "20.00%"],
+        "code": ["12.00", "0.100", "5.00%"],
+    }
+    content = interference_json(FOUND)["adapters"][1]
+    assert content == {
+        "name": "dpo",
+        "layers": 16,
+        "elements": 1600,
+        "frobenius": 4.0,
+        "l1": 160.0,
+        "mean_magnitude": 0.1,
+        "rms": 0.1,
+        "dropped": 0.2,
+    }
 
 
 def test_json_equals_the_tables() -> None:
@@ -121,7 +165,10 @@ def test_json_equals_the_tables() -> None:
     for one, own in zip(content["layers"], FOUND.layers, strict=True):
         assert (one["module"], one["adapters"]) == (own.module, list(own.adapters))
         assert len(one["pairs"]) == len(own.adapters) * (len(own.adapters) - 1) // 2
-        assert tables["layer"][one["module"]][-1] == percent(one["dropped"])
+        shares = dict(zip(one["adapters"], one["dropped_of_each"], strict=True))
+        shown = "/".join(percent(shares.get(number)) for number in range(3))
+        assert tables["layer"][one["module"]][-1] == shown
+        assert one["dropped"] == sum(own.dropped) / sum(own.l1)
     assert content["layers"][0]["frobenius"] == [2.0, 1.0, 3.0]
     assert content["layers"][-1]["l1"] == [10.0]
 
@@ -154,7 +201,9 @@ def test_the_maps_show_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Axes, "imshow", imshow)
     draw_interference(tmp_path / "a.png", FOUND)
-    cosine, cosine_by_layer, conflict, *_ = shown
+    cosine, cosine_by_layer, conflict, *_, dropped = shown
+    assert dropped[0] == [0.05, 0.2, 0.05]
+    assert [share != share for share in dropped[-1]] == [True, True, False]
     assert cosine[0][1] == cosine[1][0] == pytest.approx(0.6)
     assert cosine[0][0] != cosine[0][0]  # grey
     assert [len(cosine_by_layer), len(cosine_by_layer[0])] == [17, 3]
@@ -165,7 +214,49 @@ def test_the_maps_show_the_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_names_are_no_formulas_and_may_be_many(tmp_path: Path) -> None:
     count = 12
     zeros = ((1.0,) * count,) * count
-    one = LayerInterference("$\\frac$", 10, tuple(range(count)), zeros, (1.0,) * count, zeros, zeros, 0.0)
+    one = LayerInterference("$\\frac$", 10, tuple(range(count)), zeros, (1.0,) * count, zeros, zeros, (0.0,) * count)
     names = tuple(f"$\\frac${number} and a long name" for number in range(count))
     draw_interference(tmp_path / "a.png", Interference(names, (one,), 0.1))
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def two(*conflicts: float) -> Interference:
+    """The first two adapters of ``layer``."""
+
+    def cut(rows: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+        return tuple(row[:2] for row in rows[:2])
+
+    layers = []
+    for number, conflict in enumerate(conflicts):
+        one = layer(f"q{number}", conflict, (0, 1))
+        matrices = {name: cut(getattr(one, name)) for name in ("inner", "conflict", "largest")}
+        layers.append(replace(one, l1=one.l1[:2], dropped=one.dropped[:2], **matrices))
+    return Interference(("sft", "dpo"), tuple(layers), 0.1)
+
+
+def test_a_pair_is_drawn_as_bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    bars: list[tuple[float, float]] = []
+    dots: dict[str, list[float]] = {}
+    barh, plot = Axes.barh, Axes.plot
+
+    def seen_bar(axes: Axes, place: float, width: float, *, left: float, **options: object) -> object:
+        bars.append((left, left + width))
+        return barh(axes, place, width, left=left, **options)  # type: ignore[arg-type]
+
+    def seen_dots(axes: Axes, *arguments: object, label: str, **options: object) -> object:
+        dots[label] = list(arguments[0])  # type: ignore[call-overload]
+        return plot(axes, *arguments, label=label, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Axes, "barh", seen_bar)
+    monkeypatch.setattr(Axes, "plot", seen_dots)
+    draw_interference(tmp_path / "a.svg", two(0.25, 0.75))
+    expected = [(0.0, 0.6), (0.0, 0.6), (0.5, 0.25), (0.5, 0.75), (0.1, 0.3), (0.1, 0.3)]
+    assert bars == [pytest.approx(bar) for bar in expected]
+    assert dots == {
+        "sft: norm 2.828, 5.00% dropped": [0.05, 0.05],
+        "dpo: norm 1.414, 20.00% dropped": [0.2, 0.2],
+    }
+    draw_interference(tmp_path / "b.svg", two(0.25, 0.75))
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()

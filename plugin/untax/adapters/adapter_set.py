@@ -29,8 +29,8 @@ class AdapterSet:
         """Open and check all of them; no delta is computed.
 
         Raises:
-            UntaxError: there are fewer than two; one is no plain LoRA adapter, or has NaN or infinity; or they are of
-                different bases, by the shapes of their deltas or the digests in their manifests.
+            UntaxError: there are fewer than two; one is no plain LoRA adapter, or has NaN or infinity; two are the
+                same; or they are of different bases, by the shapes of their deltas or the digests in their manifests.
         """
         if len(folders) < 2:
             raise UntaxError(
@@ -40,6 +40,7 @@ class AdapterSet:
             )
         self._stored = [StoredAdapter(folder) for folder in folders]
         self.adapters = [_plain(adapter) for adapter in self._stored]
+        _refuse_repeated(self.adapters)
         self._layers: dict[str, dict[int, StoredLayer]] = {}
         for number, adapter in enumerate(self._stored):
             for layer in adapter.layers:
@@ -110,6 +111,18 @@ def _plain(adapter: StoredAdapter) -> AdapterDeltas:
         return AdapterDeltas(adapter)
     except UntaxError as error:
         raise UntaxError(error.problem, where=error.where, fix="Leave it out, or train plain LoRA again.") from error
+
+
+def _refuse_repeated(adapters: Sequence[AdapterDeltas]) -> None:
+    seen: dict[str, AdapterDeltas] = {}
+    for adapter in adapters:
+        first = seen.setdefault(adapter.identity, adapter)
+        if first is not adapter:
+            raise UntaxError(
+                f"Two of the adapters are the same: {first.folder}, {adapter.folder}.",
+                where=adapter.folder,
+                fix="Name each adapter once.",
+            )
 
 
 def _by_number(name: str) -> list[tuple[int, str]]:

@@ -38,8 +38,8 @@ class LayerInterference:
         conflict: sum of |D_i| + |D_j| over the elements at which the signs of the two differ.
         largest: how many elements are among the largest of both; on the diagonal, of the one: k of them, more if
             elements tie with the k-th, fewer if fewer are not zero.
-        dropped: sum over the elements of min(P, N), P and N the sums of positive and of negative magnitudes: what
-            electing the sign with more magnitude drops (TIES, section 4.1, before any trimming).
+        dropped: for each adapter the sum of |D_i| over the elements at which it has not the elected sign, that of
+            sum of D_i, and + where this is 0: what electing signs drops (TIES, section 4, before any trimming).
     """
 
     module: str
@@ -49,7 +49,36 @@ class LayerInterference:
     l1: tuple[float, ...]
     conflict: Matrix
     largest: Matrix
-    dropped: float
+    dropped: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One adapter over the layers that it has.
+
+    Attributes:
+        layers: how many.
+        elements: of its delta.
+        norm: the Frobenius norm.
+        l1: sum of |D|.
+        dropped: the share of ``l1`` that electing signs among all adapters drops; None for a delta of zeros.
+    """
+
+    layers: int
+    elements: int
+    norm: float
+    l1: float
+    dropped: float | None
+
+    @property
+    def mean(self) -> float:
+        """The mean of |D|."""
+        return self.l1 / self.elements if self.elements else 0.0
+
+    @property
+    def rms(self) -> float:
+        """The root mean square of D."""
+        return self.norm / math.sqrt(self.elements) if self.elements else 0.0
 
 
 @dataclass(frozen=True)
@@ -91,9 +120,28 @@ def pair(layers: Sequence[LayerInterference], one: int, other: int) -> Pair:
     )
 
 
+def alone(layers: Sequence[LayerInterference], number: int) -> Alone:
+    """One adapter, by number."""
+    own = [layer for layer in layers if number in layer.adapters]
+    l1 = math.fsum(layer.l1[number] for layer in own)
+    return Alone(
+        layers=len(own),
+        elements=sum(layer.elements for layer in own),
+        norm=math.sqrt(math.fsum(layer.inner[number][number] for layer in own)),
+        l1=l1,
+        dropped=_share(math.fsum(layer.dropped[number] for layer in own), l1),
+    )
+
+
 def dropped(layers: Sequence[LayerInterference]) -> float | None:
-    """The share of all magnitude that electing signs drops; an adapter without a layer has zeros there."""
-    return _share(math.fsum(layer.dropped for layer in layers), math.fsum(x for layer in layers for x in layer.l1))
+    """The share of the magnitude of all adapters together that electing signs drops."""
+    lost = math.fsum(x for layer in layers for x in layer.dropped)
+    return _share(lost, math.fsum(x for layer in layers for x in layer.l1))
+
+
+def sum_norm(layers: Sequence[LayerInterference]) -> float:
+    """The Frobenius norm of the sum of the K deltas; an adapter without a layer has zeros there."""
+    return math.sqrt(max(0.0, math.fsum(value for layer in layers for row in layer.inner for value in row)))
 
 
 def mean_norm(layers: Sequence[LayerInterference]) -> float | None:
@@ -103,10 +151,8 @@ def mean_norm(layers: Sequence[LayerInterference]) -> float | None:
     there.
     """
     count = len(layers[0].l1)
-    whole = math.fsum(value for layer in layers for row in layer.inner for value in row)
     own = math.fsum(layer.inner[i][i] for layer in layers for i in range(count))
-    share = _share(max(0.0, whole), own * count)
-    return None if share is None else math.sqrt(share)
+    return _share(sum_norm(layers), math.sqrt(own * count))
 
 
 def _share(part: float, whole: float) -> float | None:
@@ -167,7 +213,7 @@ def measure_layer(
         l1=tuple((sums.l1 @ places).tolist()),
         conflict=_matrix(conflict),
         largest=_matrix(largest),
-        dropped=max(0.0, float(sums.l1.sum()) - sums.elected) / 2,
+        dropped=tuple((sums.dropped @ places).tolist()),
     )
 
 
@@ -190,7 +236,7 @@ class _Sums:
         l1: sum of |D_i|, shape (K,).
         conflict: as in ``LayerInterference``, shape (K, K).
         largest: likewise.
-        elected: sum over the elements of |sum of D_i|.
+        dropped: likewise, shape (K,).
     """
 
     def __init__(self, limits: Sequence[float]):
@@ -200,13 +246,18 @@ class _Sums:
         self.l1 = torch.zeros(len(limits), dtype=torch.float64)
         self.conflict = torch.zeros((len(limits), len(limits)), dtype=torch.float64)
         self.largest = torch.zeros_like(self.conflict)
-        self.elected = 0.0
+        self.dropped = torch.zeros_like(self.l1)
 
     def add(self, deltas: torch.Tensor) -> None:
         """Some elements of all K deltas, shape (K, n), fp32."""
+        import torch
+
         size, sign = deltas.abs(), deltas.sign()
         self.l1 += size.sum(dim=1).double()
-        self.elected += float(deltas.sum(dim=0).abs_().sum())
+        # +0.0, not -0.0: a sum of nothing but negative zeros elects + as well.
+        total = deltas.sum(dim=0).add_(0.0)
+        other = torch.copysign(torch.ones_like(total), total).neg_()
+        self.dropped += (deltas * other).relu_().sum(dim=1).double()
         # Of |D_i|: where the signs agree minus where they differ, and the sum of the two. The same products are added
         # in the same order where nothing differs, so that is exactly zero.
         net = deltas @ sign.T

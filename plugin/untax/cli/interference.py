@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from untax.adapters.interference import TOP
-from untax.errors import UntaxError
+from untax.cli.picture import check_picture
 
 if TYPE_CHECKING:
     from untax.adapters.adapter_set import AdapterSet
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 PROGRESS_ELEMENTS = 1 << 29
 """From so many elements on, some seconds' work, there is a progress bar."""
-FIGURES = (".png", ".svg")
 
 
 def _share(context: click.Context, parameter: click.Parameter, value: float) -> float:
@@ -39,27 +38,26 @@ def _share(context: click.Context, parameter: click.Parameter, value: float) -> 
 @click.option("--layers", is_flag=True, help="Show every layer instead of those that conflict most.")
 @click.option("--json", "json_file", metavar="FILE", type=click.Path(path_type=Path), help="Write all numbers.")
 @click.option(
-    "--figure", metavar="FILE.png|svg", type=click.Path(path_type=Path), help="Draw the measures as heat maps."
+    "--figure", metavar="FILE.png|svg", type=click.Path(path_type=Path), help="Draw the measures, layer by layer."
 )
 def command(adapters: tuple[Path, ...], top: float, layers: bool, json_file: Path | None, figure: Path | None) -> None:
     """Measure how much LoRA adapters of one base get in each other's way, before they are merged.
 
     For each pair of adapters and of their deltas s*B@A, per layer and over all layers: the cosine; the share of
     magnitude at elements whose signs differ; and how many of the largest elements of the one are among those of the
-    other. For all adapters together: the share of magnitude that electing signs, as TIES does, would drop.
+    other. For each adapter: its norm, and the share of its own magnitude that electing signs, as TIES does, would drop.
 
     The base is not needed. A pair is measured over the layers that both adapters change.
     """
-    if figure is not None and figure.suffix.lower() not in FIGURES:
-        raise UntaxError("The picture is a PNG or an SVG.", where=f"--figure {figure}", fix="End its name in .png.")
+    check_picture(figure, "--figure")
     from untax.adapters.adapter_set import AdapterSet
     from untax.report.interference import Interference, interference_json, interference_text
 
     opened = AdapterSet(adapters)
     about = _about(opened) if json_file is not None else ()
     found = Interference(_names(adapters), _measure(opened, top), top, about)
-    click.echo(interference_text(found, layers=layers))
     _say_notes(found.names, opened)
+    click.echo(interference_text(found, layers=layers))
     if json_file is not None:
         import json
 
@@ -104,10 +102,13 @@ def _names(adapters: tuple[Path, ...]) -> tuple[str, ...]:
 
 
 def _say_notes(names: tuple[str, ...], opened: AdapterSet) -> None:
+    """What may make the numbers worthless comes before them."""
+    for note in opened.notes:
+        click.echo(f"Note: {note}")
     for name, one in zip(names, opened.adapters, strict=True):
         if one.not_counted:
             rest = len(one.not_counted) - 3
             more = f" and {rest} more" if rest > 0 else ""
             click.echo(f"{name}: not counted, trained beside the factors: {', '.join(one.not_counted[:3])}{more}")
-    for note in opened.notes:
-        click.echo(f"Note: {note}")
+    if opened.notes or any(one.not_counted for one in opened.adapters):
+        click.echo()

@@ -10,11 +10,13 @@ from math import sqrt
 from typing import Any
 
 from untax import __version__
-from untax.adapters.interference import LayerInterference, Pair, dropped, mean_norm, pair
+from untax.adapters.interference import Alone, LayerInterference, Pair, alone, dropped, mean_norm, pair, sum_norm
 from untax.report.sparsity import percent
 
 MOST = 10
 """So many layers are listed when not all are."""
+APART = 4
+"""Up to so many adapters each has its own share in the table of layers."""
 _MISSING = "-"
 
 
@@ -40,6 +42,11 @@ class Interference:
         return tuple(combinations(range(len(self.names)), 2))
 
     @cached_property
+    def alone(self) -> tuple[Alone, ...]:
+        """Every adapter over the layers that it has."""
+        return tuple(alone(self.layers, number) for number in range(len(self.names)))
+
+    @cached_property
     def overall(self) -> dict[tuple[int, int], Pair]:
         """Every pair over all layers that both have."""
         return {(one, other): pair(self.layers, one, other) for one, other in self.pairs}
@@ -61,13 +68,14 @@ class Interference:
 
 
 def interference_text(found: Interference, *, layers: bool) -> str:
-    """A matrix for each measure over all layers, then the layers that conflict most, then what it means.
+    """The adapters, a matrix for each measure over all layers, the layers that conflict most, and what it means.
 
     Args:
         found: the measures.
         layers: list every layer, in order, instead of those that conflict most.
     """
     parts = [
+        _adapters(found),
         _matrix(found, "cosine", lambda one: signed(one.cosine)),
         _matrix(found, "sign conflict", lambda one: percent(one.conflict)),
         _matrix(found, f"largest {found.top:.4g}", lambda one: percent(one.overlap)),
@@ -88,18 +96,48 @@ def signed(value: float | None) -> str:
     return _MISSING if value is None else f"{value:.3f}"
 
 
+def length(value: float) -> str:
+    """A norm.
+
+    >>> length(2.57), length(123456.0), length(0.0)
+    ('2.570', '1.235e+05', '0')
+    """
+    return f"{value:#.4g}".rstrip(".") if value else "0"
+
+
 def meaning(found: Interference) -> str:
     """What the numbers say about merging all adapters, which is arithmetic."""
-    norm, lost = mean_norm(found.layers), dropped(found.layers)
-    if norm is None:
+    norms = {name: one.norm for name, one in zip(found.names, found.alone, strict=True) if one.norm}
+    if not norms:
         return "All deltas are zero: there is nothing to merge."
-    count = len(found.names)
-    return (
-        f"The plain mean of the {count} deltas has {norm:.3f} of their RMS norm (1 if they were the same,\n"
-        f"{1 / sqrt(count):.3f} if orthogonal, 0 if they cancelled), and their sum {norm * count:.3f}; electing signs, "
-        f"as TIES does,\nwould drop {percent(lost)} of their magnitude, which a mean or a sum subtracts from the rest "
-        "instead."
+    longest, shortest = max(norms, key=norms.__getitem__), min(norms, key=norms.__getitem__)
+    total, orthogonal = sum_norm(found.layers), sqrt(sum(norm * norm for norm in norms.values()))
+    lines = [f"{name}: all zeros, it adds nothing." for name in found.names if name not in norms]
+    if len(norms) > 1:
+        lines += [
+            f"Norm: that of {longest} is {norms[longest] / norms[shortest]:.2f} times that of {shortest}. "
+            "All would be as long with these weights:",
+            ", ".join(f"{name} {norms[longest] / norm:.2f}" for name, norm in norms.items()) + ".",
+        ]
+    return "\n".join(
+        [
+            *lines,
+            f"Added (task_arithmetic, weights of 1) they have the norm {length(total)}; orthogonal ones would have "
+            f"{length(orthogonal)},",
+            f"and {longest} alone has {length(norms[longest])}. Their plain mean (linear) has "
+            f"{length(total / len(found.names))}.",
+            "Electing signs (ties with equal weights and density 1) drops, of each one's own magnitude:",
+            ", ".join(f"{name} {percent(one.dropped)}" for name, one in zip(found.names, found.alone, strict=True))
+            + ".",
+        ]
     )
+
+
+def _adapters(found: Interference) -> str:
+    lines = [["adapter", "norm", "mean |delta|", "dropped by signs"]]
+    for name, one in zip(found.names, found.alone, strict=True):
+        lines.append([name, length(one.norm), f"{one.mean:#.3g}", percent(one.dropped)])
+    return _columns(lines)
 
 
 def _matrix(found: Interference, title: str, text: Callable[[Pair], str], own: Sequence[str] = ()) -> str:
@@ -133,19 +171,27 @@ def _layers(found: Interference, every: bool) -> str:
                 signed(found.mean(layer.module, lambda one: one.cosine)),
                 percent(found.mean(layer.module, lambda one: one.conflict)),
                 percent(found.mean(layer.module, lambda one: one.overlap)),
-                percent(dropped([layer])),
+                _dropped(layer, len(found.names)),
             ]
         )
-    return _columns(lines) + ("\n(means over the pairs; dropped: of all adapters together)" if several else "")
+    together = "" if len(found.names) <= APART else "; dropped: of all adapters together"
+    return _columns(lines) + (f"\n(means over the pairs{together})" if several else "")
+
+
+def _dropped(layer: LayerInterference, count: int) -> str:
+    """Of each adapter in the order of their names, or of all together where these are many."""
+    if count > APART:
+        return percent(dropped([layer]))
+    return "/".join(percent(alone([layer], number).dropped) for number in range(count))
 
 
 def _notes(found: Interference) -> str:
     largest, chance = f"largest {found.top:.4g}", percent(found.top)
     return (
-        "cosine: of the deltas s*B@A as vectors. sign conflict: share of |a|+|b| at elements whose signs differ;\n"
-        f"independent deltas give 50%. {largest}: share of the one's largest elements of a layer that are\n"
-        f"the other's too; chance gives {chance}. dropped: share of all magnitude that electing signs drops.\n"
-        "Each pair over the layers that both have."
+        "norm: the Frobenius norm of the delta s*B@A. cosine: of the deltas as vectors. sign conflict: share of\n"
+        f"|a|+|b| at elements whose signs differ. {largest}: share of the one's largest elements of a layer that\n"
+        f"are the other's too. Independent deltas give a cosine of 0, 50% and {chance}. Each pair over the layers\n"
+        "that both have. dropped: share of an adapter's own magnitude where the sum of all deltas has the other sign."
     )
 
 
@@ -166,12 +212,13 @@ def interference_json(found: Interference) -> dict[str, Any]:
         "untax": __version__,
         "top": found.top,
         "adapters": [
-            {"name": name, **about}
-            for name, about in zip(found.names, found.about or ({},) * len(found.names), strict=True)
+            {"name": name, **_alone_json(one), **about}
+            for name, one, about in zip(found.names, found.alone, found.about or ({},) * len(found.names), strict=True)
         ],
         "overall": {
             "layers": len(found.layers),
             "elements": sum(layer.elements for layer in found.layers),
+            "sum_norm": sum_norm(found.layers),
             "mean_norm": mean_norm(found.layers),
             "dropped": dropped(found.layers),
             "pairs": _pairs_json(found.overall),
@@ -184,10 +231,23 @@ def interference_json(found: Interference) -> dict[str, Any]:
                 "frobenius": [sqrt(layer.inner[number][number]) for number in layer.adapters],
                 "l1": [layer.l1[number] for number in layer.adapters],
                 "dropped": dropped([layer]),
+                "dropped_of_each": [alone([layer], number).dropped for number in layer.adapters],
                 "pairs": _pairs_json(found.by_layer[layer.module]),
             }
             for layer in found.layers
         ],
+    }
+
+
+def _alone_json(one: Alone) -> dict[str, Any]:
+    return {
+        "layers": one.layers,
+        "elements": one.elements,
+        "frobenius": one.norm,
+        "l1": one.l1,
+        "mean_magnitude": one.mean,
+        "rms": one.rms,
+        "dropped": one.dropped,
     }
 
 
