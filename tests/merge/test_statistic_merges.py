@@ -100,3 +100,22 @@ def test_a_changed_file_of_statistics_makes_another_merge(
     save_file({name: 2 * value for name, value in again.items()}, first, metadata=Diagonal(first).metadata)
     with pytest.raises(UntaxError, match="another merge, with other inputs"):
         untax_merge(path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_files_that_are_swapped_or_missing_are_refused_before_anything_is_written(
+    dry_run: bool, models: Path, statistics: dict[str, list[Path]], config: Config, tmp_path: Path
+) -> None:
+    def merged(first: Path, second: Path) -> Path:
+        listed = [
+            {"model": f"{models / 'base'}+{models / name}", "parameters": {"fisher": str(path)}}
+            for name, path in zip(("a0", "a1"), (first, second), strict=True)
+        ]
+        return config(merge_method="fisher", base_model=str(models / "base"), models=listed)
+
+    one, other = statistics["fisher"]
+    for path in (merged(other, one), merged(one, tmp_path / "none.safetensors")):
+        with pytest.raises(UntaxError):
+            untax_merge(path, tmp_path / "out", dry_run=dry_run)
+        assert not (tmp_path / "out").exists()
+    untax_merge(merged(one, other), tmp_path / "out", dry_run=dry_run)

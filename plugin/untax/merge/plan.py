@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from untax.adapters.base import StoredModel
 from untax.adapters.changes import read_changes
@@ -22,6 +22,9 @@ from untax.merge.shards import DTYPES, WIDTHS, Shard, lay_out
 from untax.merge.stream import AHEAD, Stream
 from untax.merge.tensor_job import TensorJob
 from untax.plugins import registry
+
+if TYPE_CHECKING:
+    from untax.merge.deltas import Opened
 
 _KEYS = {"merge_method", "models", "base_model", "dtype", "out_dtype", "parameters"}
 # mergekit's task_arithmetic knows these and does nothing with them.
@@ -57,11 +60,21 @@ class Plan:
         """The merge, ready to run; adapters are opened here.
 
         Raises:
-            UntaxError: an adapter does not fit the base, or a parameter is wrong.
+            UntaxError: an adapter does not fit the base, a parameter is wrong, or a file of statistics is.
         """
-        changes = [self._changes(reference) for reference in self.models]
         # Of each tensor that is merged, or whose statistics are computed ahead.
-        opened = opener(len(self.models) * (threads + AHEAD + 1))
+        jobs = self._jobs(opener(len(self.models) * (threads + AHEAD + 1)), seed, scales)
+        order = [tensor.name for shard in shards for tensor in shard.tensors if tensor.name in jobs]
+        if self.method.whole is not None:
+            whole = self.method.whole(jobs[name].as_job() for name in order)
+            jobs = {name: dataclasses.replace(job, whole=whole) for name, job in jobs.items()}
+        return Stream(shards, jobs, scales, threads)
+
+    def _jobs(
+        self, opened: Callable[[Any], Opened], seed: int = 0, scales: Sequence[float] = (1.0,)
+    ) -> dict[str, TensorJob]:
+        """The tensors that change, by name."""
+        changes = [self._changes(reference) for reference in self.models]
         jobs = {}
         for name, info in self.base.tensors.items():
             mine = [found.get(name) for found in changes]
@@ -69,17 +82,16 @@ class Plan:
             if info.dtype in WIDTHS and (any(mine) or self._factor(values) != 1):
                 deltas = TensorDeltas(name, info.shape, mine, stored_rows(info), opened)
                 jobs[name] = TensorJob(self.method, deltas, values, seed, scales)
-        order = [tensor.name for shard in shards for tensor in shard.tensors if tensor.name in jobs]
-        if self.method.whole is not None:
-            whole = self.method.whole(jobs[name].as_job() for name in order)
-            jobs = {name: dataclasses.replace(job, whole=whole) for name, job in jobs.items()}
-        return Stream(shards, jobs, scales, threads)
+        if self.method.check is not None:
+            self.method.check([job.as_job() for job in jobs.values()])
+        return jobs
 
     def check(self) -> None:
         """Resolve every parameter of every tensor, so that nothing is written where one is wrong.
 
         Raises:
-            UntaxError: a parameter is missing or of another kind, or weights that are to be normalised sum to 0.
+            UntaxError: a parameter is missing or of another kind, weights that are to be normalised sum to 0, or a file
+                of statistics is missing or of another model.
         """
         every = [self.settings.values(name) for name in self.base.tensors]
         weights = [values["weight"] for values in every if values.get("normalize") and "weight" in values]
@@ -88,6 +100,8 @@ class Plan:
             weight_sum(own, where=self.settings.where)
         for values in every:
             self._factor(values)
+        if self.method.check is not None:
+            self._jobs(opener(1))
 
     def remarks(self) -> list[str]:
         """What is as the YAML says, and hardly as it is meant."""
