@@ -42,7 +42,7 @@ def _index_and_count(context: click.Context, parameter: click.Parameter, value: 
     return int(first), int(second)
 
 
-@click.command("disperse")
+@click.command("disperse", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("target", nargs=-1, required=True, metavar="CONFIG.yaml | DATA...")
 @click.option("-k", "--clusters", type=int, help="Data: K, the number of clusters.")
 @click.option("-o", "--out", help="Data: the folder, or .parquet file, of the assignment.")

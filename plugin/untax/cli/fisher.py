@@ -11,7 +11,7 @@ import click
 from untax.cli.model_on_texts import check_first, named_data, named_model, passes, progress, quieten, texts
 
 
-@click.command("fisher")
+@click.command("fisher", context_settings={"help_option_names": ["-h", "--help"]})
 @texts
 @click.option(
     "--labels",

@@ -11,7 +11,7 @@ import click
 from untax.cli.model_on_texts import check_first, named_data, named_model, passes, progress, quieten, texts
 
 
-@click.command("gram")
+@click.command("gram", context_settings={"help_option_names": ["-h", "--help"]})
 @texts
 @passes("Of which texts are used.", "Of the passes; inner products are computed in float32.")
 def command(

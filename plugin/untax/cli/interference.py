@@ -25,7 +25,7 @@ def _share(context: click.Context, parameter: click.Parameter, value: float) -> 
     return value
 
 
-@click.command("interference")
+@click.command("interference", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER ADAPTER...", type=click.Path(path_type=Path))
 @click.option(
     "--top",

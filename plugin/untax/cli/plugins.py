@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 
-@click.command("plugins")
+@click.command("plugins", context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """List the hooks of untax, who implements them, and what they registered."""
     from untax.plugins import hook_names, manager

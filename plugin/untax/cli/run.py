@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 
-@click.command("run")
+@click.command("run", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--jobs", type=click.IntRange(min=1), help="Commands at a time (default: one per GPU, or per core).")
 @click.option("--threads", type=click.IntRange(min=1), help="Threads of each command (default: 1 on a CPU).")

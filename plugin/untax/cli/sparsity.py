@@ -31,7 +31,7 @@ def _above_zero(context: click.Context, parameter: click.Parameter, value: float
     return value
 
 
-@click.command("sparsity")
+@click.command("sparsity", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...", type=click.Path(path_type=Path))
 @click.option("--base", metavar="MODEL", help="The base: a folder or, if the hub's cache has it, a hub id.")
 @click.option("--no-base", is_flag=True, help="Leave out what is relative to the base, and do not read it.")
