@@ -1,5 +1,5 @@
 """The streaming engine: the base is read once, in order; what a merge changes is computed by threads, piece by piece;
-the output is written in order. No tensor is ever in memory as a whole.
+the output is written in order. No tensor need be in memory as a whole.
 """
 
 from __future__ import annotations
