@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from untax.adapters.base import StoredModel, same_values
 from untax.adapters.header import make_header
 from untax.adapters.live import BASE_CHANGING_INITS
-from untax.adapters.rows import read_rows
 from untax.adapters.statistics import FLOATING
 from untax.adapters.stored import CONFIG_NAME, PREFIX, WEIGHTS_NAME, StoredAdapter, StoredLayer
 from untax.errors import UntaxError
@@ -31,6 +30,7 @@ from untax.merge.recompress import (
     stacked_shapes,
     written_rank,
 )
+from untax.merge.replaced import Replaced, merged_tensor
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,6 @@ _NOT_LINEAR = ("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens"
 # What PEFT does with a whole adapter, so that adapters which differ in it have no common one.
 _SHARED = ("layer_replication", "ensure_weight_tying")
 _CARRIED = ("task_type", "auto_mapping", "peft_version", *_SHARED)
-# How far from 1 a sum of coefficients may be for reasons of rounding.
-_ROUNDING = 1e-9
 
 
 @dataclass
@@ -62,40 +60,11 @@ class _Parts:
 
 
 @dataclass(frozen=True)
-class _Replaced:
-    """A tensor that stands in place of the base's.
-
-    Attributes:
-        tensor: its name in the base.
-        keys: (adapter, c_k, key) of those that replace it.
-        shares: of those that change it by factors.
-    """
-
-    tensor: str
-    keys: list[tuple[StoredAdapter, float, str]]
-    shares: list[Share] = field(default_factory=list)
-
-    @property
-    def shape(self) -> Shape:
-        """Its shape.
-
-        Raises:
-            UntaxError: the adapters have different ones.
-        """
-        (first, _, own), *_ = self.keys
-        shape = first.tensors[own].shape
-        for adapter, _, key in self.keys:
-            if adapter.tensors[key].shape != shape:
-                refuse_key(adapter, key, f"has another shape than in {first.folder}")
-        return shape
-
-
-@dataclass(frozen=True)
 class _Plan:
     """The merge before it is computed: who takes part in which layer, and which tensors are replaced."""
 
     layers: dict[str, list[Share]]
-    replaced: list[_Replaced]
+    replaced: list[Replaced]
     saved: list[str]
 
 
@@ -149,7 +118,9 @@ def write_combined(
         (out / WEIGHTS_NAME).write_bytes(head)
     with contextlib.ExitStack() as opened:
         files = [opened.enter_context((out / WEIGHTS_NAME).open("ab")) for out in outs]
-        for scaled in itertools.chain(_factors(plan, rank, done), (_merged(item, base) for item in plan.replaced)):
+        for scaled in itertools.chain(
+            _factors(plan, rank, done), (merged_tensor(item, base) for item in plan.replaced)
+        ):
             for file, scale in zip(files, scales, strict=True):
                 values = scaled(scale).contiguous().numpy()
                 file.write(values.data)
@@ -252,7 +223,7 @@ def _plan(adapters: Sequence[StoredAdapter], parts: Sequence[_Parts], coefficien
     modules = {tensor: module for part in parts for tensor, module in part.saved.items()}
     saved = {modules[tensor] for tensor in changed if tensor in modules}
     written = [tensor for tensor in names if tensor in changed or modules.get(tensor) in saved]
-    replaced = {tensor: _Replaced(tensor, keys[tensor]) for tensor in written}
+    replaced = {tensor: Replaced(tensor, keys[tensor]) for tensor in written}
     layers = {}
     for module in sorted({module for part in parts for module in part.layers}):
         tensor = f"{module}.weight"
@@ -291,44 +262,6 @@ def _factors(plan: _Plan, rank: int | None, done: list[CombinedLayer]) -> Iterat
 
 def _whatever_the_scale(tensor: torch.Tensor) -> Scaled:
     return lambda scale: tensor
-
-
-def _merged(item: _Replaced, base: StoredModel | None) -> Scaled:
-    """W + scale * (sum of c_k * (T_k - W), and the deltas of those who change W by factors)."""
-    import torch
-
-    def scaled(scale: float) -> torch.Tensor:
-        left = 1.0 - scale * math.fsum(c for _, c, _ in item.keys)
-        merged = torch.zeros(item.shape) if abs(left) < _ROUNDING else _of_base(item, base).mul_(left)
-        for adapter, c, key in item.keys:
-            merged.add_(read_rows(adapter.tensors[key], slice(None)).float().reshape(item.shape), alpha=scale * c)
-        for share in item.shares:
-            up, down = share.read()
-            merged.add_(_fitting(share, up.flatten(1) @ down.flatten(1), item.shape), alpha=scale)
-        return merged
-
-    return scaled
-
-
-def _fitting(share: Share, delta: torch.Tensor, shape: Shape) -> torch.Tensor:
-    """A delta in the shape of the tensor that it is added to; the configuration tells only where shapes do not."""
-    wanted = (shape[0], math.prod(shape[1:]))
-    turned = share.layer.transposed if wanted[0] == wanted[1] else delta.shape != wanted
-    delta = delta.T if turned else delta
-    if delta.shape != wanted:
-        refuse_key(share.adapter, share.layer.down, f"does not fit {share.layer.tensor} of another adapter")
-    return delta.reshape(shape)
-
-
-def _of_base(item: _Replaced, base: StoredModel | None) -> torch.Tensor:
-    adapter, _, key = item.keys[0]
-    found = None if base is None else base.find(item.tensor)
-    if found is None or found.shape != item.shape or found.dtype not in FLOATING:
-        lacking = (
-            "which is not at hand" if base is None else f"which has no {item.tensor} of real numbers in this shape"
-        )
-        refuse_key(adapter, key, f"is no delta, and coefficients that do not sum up to 1 need the base, {lacking}")
-    return read_rows(found, slice(None)).float().reshape(item.shape)
 
 
 def _config(adapters: Sequence[StoredAdapter], plan: _Plan, ranks: dict[str, int]) -> dict[str, Any]:
