@@ -10,10 +10,9 @@ from untax.merge.sequential import SequentialReader
 
 
 class BaseReader:
-    """Reads the files of a base in the order in which they are asked for, and remembers their digests if asked to."""
+    """Reads the files of a base in the order in which they are asked for, and remembers the digests of large ones."""
 
-    def __init__(self, digest: bool):
-        self._digest = digest
+    def __init__(self) -> None:
         self._reader: SequentialReader | None = None
         self._before: os.stat_result | None = None
 
@@ -31,7 +30,7 @@ class BaseReader:
         if self._reader is None or self._reader.path != file:
             self._finish()
             self._before = file.stat()
-            self._reader = SequentialReader(file, digest=self._digest and recorded_digest(file) is None)
+            self._reader = SequentialReader(file, digest=recorded_digest(file) is None)
         return self._reader.read(start, stop)
 
     def _finish(self) -> None:

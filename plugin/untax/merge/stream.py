@@ -42,13 +42,12 @@ class Stream:
     scales: Sequence[float]
     threads: int
 
-    def write(self, outs: Sequence[Path], advance: Advance = lambda count: None, *, digest: bool = True) -> list[dict]:  # type: ignore[type-arg]
-        """Write the weights of every output.
+    def write(self, outs: Sequence[Path], advance: Advance = lambda count: None) -> list[dict[str, str]]:
+        """Write the weights of every output; the digests of the base's files, which are read anyway, are remembered.
 
         Args:
             outs: an existing folder for each scale.
             advance: called with the bytes that were written to each output.
-            digest: remember the digests of the base's files, which are read anyway.
 
         Returns:
             For each output, the digest (SHA-256) of each file by name.
@@ -57,7 +56,7 @@ class Stream:
             UntaxError: NaN or infinity in the base, in a delta, or after rounding to the output's dtype; a file that
                 was cut off meanwhile.
         """
-        with _one_thread_each(self.threads) as pool, ThreadPoolExecutor(1) as disk, BaseReader(digest) as reader:
+        with _one_thread_each(self.threads) as pool, ThreadPoolExecutor(1) as disk, BaseReader() as reader:
             prepared = self._prepared(pool)
             digests: list[dict[str, str]] = [{} for _ in outs]
             for shard in self.shards:
