@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from untax.data.text_files import Text
 from untax.errors import UntaxError
 from untax.evaluate.suites.demo import documents
 from untax.fisher.sequences import TokenSequence, batches, check_vocabulary, tokenise
-from untax.fisher.texts import Text
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def check_first(out: Path, data: Data, device: str, *, force: bool) -> None:
     Raises:
         UntaxError: the output cannot be written, the data lacks the texts, or there is no such device.
     """
-    from untax.fisher.columns import check_columns
+    from untax.data.text_columns import check_columns
     from untax.fisher.model import check_device
     from untax.fisher.output import check_output
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from untax.data import text_files as texts
 from untax.errors import UntaxError
-from untax.fisher import texts
 from untax.fisher.model import Model, load_network, load_tokenizer, place
 from untax.fisher.sequences import Tokenised, TokenSequence, check_vocabulary, tokenise
 from untax.manifest import digest_file, digest_json
@@ -98,13 +98,8 @@ def identities(model: Model, data: Data, sequences: tuple[TokenSequence, ...]) -
 
 
 def _choose(data: Data, reading: Reading, say: Say) -> list[texts.Text]:
-    every = texts.read_texts(
-        data.path,
-        column=data.column,
-        separator=data.separator,
-        prompt=data.prompt,
-        tokens=reading.sequence_len,
-    )
+    file = texts.TextFile(data.path, data.column, data.separator, data.prompt)
+    every = file.texts(reading.sequence_len)
     chosen, count = texts.choose(every, samples=reading.samples, seed=reading.seed)
     if not count:
         raise UntaxError("There is no text in the data: all are empty.", where=data.path, fix="Check the file.")

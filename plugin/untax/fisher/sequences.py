@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from untax.data.text_files import Text
 from untax.errors import UntaxError
-from untax.fisher.texts import Text
 
 if TYPE_CHECKING:
     import torch

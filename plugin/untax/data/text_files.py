@@ -1,7 +1,8 @@
-"""The texts that a Fisher is estimated on: some of a file's, read one after the other and never all at once."""
+"""The texts of a file, read one after the other and never all at once; and a choice of some of them."""
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 import heapq
@@ -50,29 +51,88 @@ class Text:
     prompt: str = ""
 
 
-def read_texts(path: Path, *, column: str, separator: str | None, prompt: Prompt, tokens: int) -> Iterator[Text]:
-    """The texts of a file that are not blank, in their order.
+@dataclass(frozen=True)
+class TextFile:
+    """The texts of a file that are not blank, in their order, as often as they are asked for.
 
     Args:
         path: ``.txt`` (also ``.txt.gz``), ``.jsonl``, ``.json`` or ``.parquet``.
-        column: of rows: the one with the text. Rows without the column ``text`` but with ``instruction`` and ``output``
-            give the output, after their prompt.
+        column: of rows: the one with the text. With ``prompt``, rows without the column ``text`` but with
+            ``instruction`` and ``output`` give the output, after their prompt.
         separator: what stands between two texts of a ``.txt``; by default ``<|endoftext|>`` if that occurs in it, else
             blank lines.
         prompt: makes the prompt of a row with an instruction.
-        tokens: how many tokens of a text will be read; what certainly lies beyond them is dropped.
-
-    Raises:
-        UntaxError: the file is missing, empty, of another kind, not readable, or its rows have no such column.
+        option: the option of the command that named the file, for messages.
     """
-    refuse_file(path)
-    most = tokens * CHARACTERS_PER_TOKEN
-    pairs = _of_text_file(path, separator, most) if is_text(path) else _of_rows(_corpus(path), column, prompt, most)
-    position = 0
-    for before, text in pairs:
-        if text and not text.isspace():
-            yield Text(position, text, before)
-            position += 1
+
+    path: Path
+    column: str = COLUMN
+    separator: str | None = None
+    prompt: Prompt | None = None
+    option: str = "--data"
+
+    def texts(self, tokens: int) -> Iterator[Text]:
+        """The texts, one after the other.
+
+        Args:
+            tokens: how many tokens of a text will be read; what certainly lies beyond them is dropped.
+
+        Raises:
+            UntaxError: the file is missing, empty, of another kind, not readable, or its rows have no such column.
+        """
+        refuse_file(self.path, option=self.option)
+        most = tokens * CHARACTERS_PER_TOKEN
+        position = 0
+        for before, text in self._of_text(most) if is_text(self.path) else self._of_rows(most):
+            if text and not text.isspace():
+                yield Text(position, text, before)
+                position += 1
+
+    def open(self) -> None:
+        """Read what takes a process of its own, which is best started before torch is here."""
+        refuse_file(self.path, option=self.option)
+        if not is_text(self.path):
+            _ = self._corpus
+
+    @functools.cached_property
+    def _corpus(self) -> Corpus:
+        from untax.data.corpus import check_entries
+        from untax.data.parallel import apart
+
+        entries = [{"path": str(self.path)}]
+        try:
+            check_entries(entries, key="data")
+            # Reading takes Axolotl, whose import need not stay in this process.
+            return apart(_read, entries)
+        except UntaxError as error:
+            # It speaks of keys of Axolotl's YAMLs, and here is only a file.
+            raise UntaxError(error.problem, where=f"{self.option} {self.path}", fix=_WHOLE) from error
+
+    def _of_text(self, most: int) -> Iterator[tuple[str, str]]:
+        path, separator = self.path, self.separator
+        try:
+            if separator is None and occurs(END_OF_TEXT, path):
+                separator = END_OF_TEXT
+            pattern = re.compile(re.escape(separator) if separator else BLANK_LINE)
+            with opened(path) as file:
+                for text in _split(iter(lambda: file.read(BLOCK), ""), pattern, most):
+                    yield "", text.strip()
+        except UnicodeDecodeError as error:
+            raise UntaxError(
+                f"The text is not UTF-8: {error.reason}.", where=path, fix="Convert it to UTF-8."
+            ) from error
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise UntaxError(f"The file cannot be unpacked: {error}.", where=path, fix="Download it again.") from error
+
+    def _of_rows(self, most: int) -> Iterator[tuple[str, str]]:
+        for source in self._corpus.sources:
+            own = _columns(source, self.column, instructions=self.prompt is not None)
+            for batch in source.batches():
+                for row in batch.select(own).to_pylist():
+                    if len(own) > 1 and self.prompt is not None:
+                        yield self.prompt(row), _cell(row, "output", source)[:most]
+                    else:
+                        yield "", _cell(row, self.column, source)[:most]
 
 
 def choose(texts: Iterable[Text], *, samples: int, seed: int) -> tuple[list[Text], int]:
@@ -107,14 +167,14 @@ def _suffix(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
 
 
-def refuse_file(path: Path) -> None:
-    """Make sure that a file is there and of a known kind.
+def refuse_file(path: Path, *, option: str = "--data") -> None:
+    """Make sure that a file, named by an option of a command, is there and of a known kind.
 
     Raises:
         UntaxError: it is not.
     """
     if not path.is_file():
-        raise UntaxError("There is no such data file.", where=path, fix="Name a file with --data.")
+        raise UntaxError("There is no such data file.", where=path, fix=f"Name a file with {option}.")
     known = TEXT_SUFFIXES | ROW_SUFFIXES
     if _suffix(path) not in known:
         raise UntaxError(
@@ -125,20 +185,6 @@ def refuse_file(path: Path) -> None:
 
 
 # Plain text
-
-
-def _of_text_file(path: Path, separator: str | None, most: int) -> Iterator[tuple[str, str]]:
-    try:
-        if separator is None and occurs(END_OF_TEXT, path):
-            separator = END_OF_TEXT
-        pattern = re.compile(re.escape(separator) if separator else BLANK_LINE)
-        with opened(path) as file:
-            for text in _split(iter(lambda: file.read(BLOCK), ""), pattern, most):
-                yield "", text.strip()
-    except UnicodeDecodeError as error:
-        raise UntaxError(f"The text is not UTF-8: {error.reason}.", where=path, fix="Convert it to UTF-8.") from error
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise UntaxError(f"The file cannot be unpacked: {error}.", where=path, fix="Download it again.") from error
 
 
 def opened(path: Path) -> IO[str]:
@@ -175,57 +221,29 @@ def _split(blocks: Iterable[str], separator: re.Pattern[str], most: int) -> Iter
 # Rows
 
 
-def _corpus(path: Path) -> Corpus:
-    from untax.data.corpus import check_entries
-    from untax.data.parallel import apart
-
-    entries = [{"path": str(path)}]
-    try:
-        check_entries(entries, key="data")
-        # Reading takes Axolotl, whose import need not stay in this process.
-        return apart(_read, entries)
-    except UntaxError as error:
-        # It speaks of keys of Axolotl's YAMLs, and here is only a file.
-        raise UntaxError(error.problem, where=f"--data {path}", fix=_WHOLE) from error
-
-
 def _read(entries: list[dict[str, Any]]) -> Corpus:
     from untax.data.corpus import read_corpus
 
     return read_corpus({"datasets": entries})
 
 
-def _of_rows(corpus: Corpus, column: str, prompt: Prompt, most: int) -> Iterator[tuple[str, str]]:
-    for source in corpus.sources:
-        own = _columns(source, column)
-        for batch in source.batches():
-            for row in batch.select(own).to_pylist():
-                yield (
-                    (prompt(row), _cell(row, "output", source)[:most])
-                    if len(own) > 1
-                    else (
-                        "",
-                        _cell(row, column, source)[:most],
-                    )
-                )
-
-
-def _columns(source: Source, column: str) -> list[str]:
+def _columns(source: Source, column: str, *, instructions: bool) -> list[str]:
     """The columns to read: the one with the text, or several of an instruction."""
     known = source.rows.column_names
     if column in known:
         return [column]
-    if column == COLUMN and {"instruction", "output"} <= set(known):
+    if instructions and column == COLUMN and {"instruction", "output"} <= set(known):
         return [name for name in ALPACA if name in known]
-    raise no_column(column, known, where=source.name)
+    raise no_column(column, known, where=source.name, instructions=instructions and column == COLUMN)
 
 
-def no_column(column: str, known: Iterable[str], *, where: object) -> UntaxError:
+def no_column(column: str, known: Iterable[str], *, where: object, instructions: bool = True) -> UntaxError:
     """What is said where rows have no such column."""
+    also = ", or give rows of instruction, input and output" if instructions else ""
     return UntaxError(
         f"The rows have no column '{column}', only {', '.join(known)}.",
         where=where,
-        fix="Name the column with the text with --column, or give rows of instruction, input and output.",
+        fix=f"Name the column with the text with --column{also}.",
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from untax.data.text_columns import check_columns
 from untax.errors import UntaxError
-from untax.fisher.columns import check_columns
 
 TEXT = {"text": "one", "id": 1}
 INSTRUCTION = {"instruction": "Say one.", "output": "one"}
@@ -79,7 +79,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_nothing_large_is_imported(tmp_path: Path) -> None:
     path = written(tmp_path, "a.jsonl", [TEXT])
     script = (
-        "import sys; from pathlib import Path; from untax.fisher.columns import check_columns\n"
+        "import sys; from pathlib import Path; from untax.data.text_columns import check_columns\n"
         f"check_columns(Path({str(path)!r}), 'text')\n"
         "sys.exit({'torch', 'transformers', 'axolotl', 'datasets'} & set(sys.modules) != set())"
     )

@@ -9,29 +9,32 @@ import json
 from pathlib import Path
 from typing import Any
 
-from untax.fisher.texts import ALPACA, BLOCK, COLUMN, is_text, no_column, not_text, occurs, opened, refuse_file
+from untax.data.text_files import ALPACA, BLOCK, COLUMN, is_text, no_column, not_text, occurs, opened, refuse_file
 
 
-def check_columns(path: Path, column: str) -> None:
+def check_columns(path: Path, column: str, *, instructions: bool = True, option: str = "--data") -> None:
     """Refuse a file whose rows cannot have texts in that column.
 
     Args:
-        path: as for ``read_texts``.
+        path: as for ``TextFile``.
         column: likewise.
+        instructions: whether rows of instruction and output will do, in place of the column ``text``.
+        option: the option of the command that named the file, for messages.
 
     Raises:
         UntaxError: there is no such file, it is of no known kind, no row has the column, or the column is not of text.
     """
-    refuse_file(path)
+    refuse_file(path, option=option)
     if is_text(path):
         return
+    instead = instructions and column == COLUMN
     if path.suffix == ".parquet":
-        _check_parquet(path, column)
+        _check_parquet(path, column, instead)
     else:
-        _check_json(path, column)
+        _check_json(path, column, instead)
 
 
-def _check_parquet(path: Path, column: str) -> None:
+def _check_parquet(path: Path, column: str, instead: bool) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -43,21 +46,21 @@ def _check_parquet(path: Path, column: str) -> None:
         kind = schema.field(column).type
         if pa.types.is_nested(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
             raise not_text(column, str(kind), where=path)
-    elif not (column == COLUMN and _is_instruction({*schema.names})):
-        raise no_column(column, schema.names, where=path)
+    elif not (instead and _is_instruction({*schema.names})):
+        raise no_column(column, schema.names, where=path, instructions=instead)
 
 
-def _check_json(path: Path, column: str) -> None:
+def _check_json(path: Path, column: str, instead: bool) -> None:
     try:
         first = _first_row(path)
-        if first is None or (column == COLUMN and _is_instruction({*first})):
+        if first is None or (instead and _is_instruction({*first})):
             return
         if column in first:
             value = first[column]
             if value is not None and not isinstance(value, str):
                 raise not_text(column, type(value).__name__, where=path)
-        elif not (_anywhere(path, column) or (column == COLUMN and all(_anywhere(path, name) for name in _NEEDED))):
-            raise no_column(column, first, where=path)
+        elif not (_anywhere(path, column) or (instead and all(_anywhere(path, name) for name in _NEEDED))):
+            raise no_column(column, first, where=path, instructions=instead)
     except (UnicodeDecodeError, OSError, EOFError):
         return
 

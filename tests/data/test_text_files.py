@@ -14,9 +14,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from toys import sft_rows, write_jsonl
+from untax.data import text_files as texts
+from untax.data.text_files import Text, TextFile, choose
 from untax.errors import UntaxError
-from untax.fisher import texts
-from untax.fisher.texts import Text, choose, read_texts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +30,7 @@ def prompt(row: Mapping[str, Any]) -> str:
 
 
 def read(path: Path, *, column: str = "text", separator: str | None = None, tokens: int = 100) -> list[Text]:
-    return list(read_texts(path, column=column, separator=separator, prompt=prompt, tokens=tokens))
+    return list(TextFile(path, column, separator, prompt).texts(tokens))
 
 
 def written(path: Path, text: str) -> Path:
