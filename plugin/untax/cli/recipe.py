@@ -1,253 +1,243 @@
-"""``untax recipe``: a run folder for Disperse-Then-Merge or PAFT."""
+"""``untax recipe``: a run folder for any arm of the papers."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from untax.cli.recipe_options import add, options_of, writing
+from untax.recipes.arms import KINDS
+
 if TYPE_CHECKING:
     from untax.recipes.spec import RunSpec
+    from untax.recipes.write import Changes
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def shared_options(function: F) -> F:
-    """The options that both recipes have."""
-    for option in reversed(
-        [
-            click.option("--base", required=True, help="The base model: a folder or a hub id."),
-            click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="The run folder."),
-            click.option(
-                "--device",
-                type=click.Choice(["cuda", "cpu"]),
-                default="cuda",
-                show_default=True,
-                help="Decides precision and kernels.",
-            ),
-            click.option("--seed", type=int, default=42, show_default=True, help="Seed of the trainings."),
-            click.option("--suite", help="Score every model on this suite of `untax eval`."),
-            click.option("--force", is_flag=True, help="Overwrite another run's files and YAMLs edited by hand."),
-        ]
-    ):
-        function = option(function)
-    return function
+HELP = {
+    "vanilla": "SFT on all instruction data: the baseline of everything.",
+    "dtm": "Disperse-Then-Merge: K sub-models on K clusters, averaged. Settings: table 10 of the paper (Llama-2-7B).",
+    "l2": "SFT with an L2 penalty on the delta (DTM table 1).",
+    "ewc": "SFT with elastic weight consolidation (DTM table 1); needs pretraining text, or a Fisher file.",
+    "replay": "SFT with pretraining text mixed in, 1:1 (DTM table 1).",
+    "soup": "Four SFT runs on all data with other hyper-parameters, averaged (Uniform Soup, DTM table 1).",
+    "individual": "Single trainings alone: SFT, sparse SFT, DPO, ORPO, ... (PAFT table 1).",
+    "sequential": "SFT, then preference training that starts from its result (PAFT table 1).",
+    "parallel": "Dense SFT and preference training in parallel, merged (PAFT table 1).",
+    "paft": "PAFT: SFT with an L1 penalty and DPO in parallel from one base, merged. Settings: the Zephyr recipe.",
+    "dtm-paft": "K sparse sub-models and a preference model from one base, merged; in neither paper.",
+}
 
 
-@click.group("recipe", invoke_without_command=True)
-@click.option("--from", "spec", type=click.Path(path_type=Path), help="Expand an untax.yaml instead.")
+@click.group(
+    "recipe",
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.option("--from", "spec", help="Expand an untax.yaml, or a preset by its name, instead.")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="With --from: the run folder (default: the spec's own)."
 )
-@click.option("--force", is_flag=True, help="With --from: overwrite YAMLs edited by hand.")
+@click.option("--presets", is_flag=True, help="List the presets: the papers' settings, and pairs of base and data.")
 @click.pass_context
-def command(context: click.Context, spec: Path | None, out: Path | None, force: bool) -> None:
+def command(context: click.Context, /, spec: str | None, out: Path | None, presets: bool, **options: Any) -> None:
     """Write a run folder: untax.yaml, Axolotl YAMLs and mergekit YAMLs. Nothing is trained.
 
-    Without a subcommand, `--from untax.yaml` expands a recipe that was edited. The file itself stays as it is, and
-    what was generated before and not edited since is replaced.
+    Without a subcommand, `--from untax.yaml` expands a recipe that was edited. The file itself stays as it is; what was
+    generated before and not edited since is replaced, and what was edited by hand stays unless --force is given.
     """
     if context.invoked_subcommand is not None:
         return
-    if spec is None:
+    if presets:
+        _list_presets()
+    elif spec is None:
         click.echo(context.get_help())
-        return
+    else:
+        _expand(spec, out, options)
+
+
+command = add(command, writing())
+
+
+def _make_command(kind: str) -> click.Command:
+    def run(**options: Any) -> None:
+        _make(kind, options)
+
+    return click.command(kind, help=HELP[kind])(add(run, options_of(kind)))
+
+
+for _kind in KINDS:
+    command.add_command(_make_command(_kind))
+
+
+def _list_presets() -> None:
+    from untax.recipes.presets import PRESETS
+
+    for name, content in PRESETS.items():
+        click.echo(f"{name}: {content['base']}, {', '.join(content['arms'])}")
+    click.echo("\nExpand one with `untax recipe --from NAME -o run/`; recipes/NAME/README.md says more.")
+
+
+def _expand(spec: str, out: Path | None, options: dict[str, Any]) -> None:
+    from untax.errors import UntaxError
     from untax.recipes.paths import rebased
+    from untax.recipes.presets import PRESETS, preset
     from untax.recipes.spec import read_spec
 
-    folder = out or spec.parent
-    _write(rebased(read_spec(spec), spec.parent, folder), folder, force=force, source=spec)
+    path = Path(spec)
+    if spec in PRESETS and not path.exists():
+        if out is None:
+            raise UntaxError("A preset needs a folder.", where=f"--from {spec}", fix="Name one with -o.")
+        _write(preset(spec), out, options)
+        return
+    path = path / "untax.yaml" if path.is_dir() else path
+    folder = out or path.parent
+    _write(rebased(read_spec(path, look=True), path.parent, folder), folder, options, source=path)
 
 
-@command.command("dtm")
-@click.option(
-    "--dataset",
-    "datasets",
-    multiple=True,
-    required=True,
-    help="Instruction data: a file, folder or hub id; may be repeated.",
-)
-@click.option("--type", "dataset_type", default="alpaca", show_default=True, help="Axolotl's dataset type.")
-@click.option("--split", help="The split of the data to train on (default: Axolotl's).")
-@click.option("--pad-token", help="The padding token, for a base without one.")
-@click.option(
-    "-k",
-    "--clusters",
-    type=int,
-    default=4,
-    show_default=True,
-    help="Number of clusters and sub-models (DTM figure 11: 4 is best).",
-)
-@click.option("--strategy", default="random", show_default=True, help="random, kmeans, column, or a plugin's.")
-@click.option("--balanced", is_flag=True, default=None, help="random: clusters whose sizes differ by at most one.")
-@click.option("--text", help="kmeans: embed the instruction, the response (default) or both.")
-@click.option("--embedder", help="kmeans: tfidf (default), sentence-transformers:MODEL, llm:MODEL, ...")
-@click.option("--column", help="column: the column whose values stay together (default: source).")
-@click.option(
-    "--first-turn/--all-turns",
-    default=True,
-    show_default=True,
-    help="Train on the first turn of a dialogue only, as the paper does.",
-)
-@click.option(
-    "--merge",
-    "merges",
-    multiple=True,
-    default=["average"],
-    show_default=True,
-    help="average, task_arithmetic, ties, dare_linear; may be repeated.",
-)
-@click.option("--with-vanilla", is_flag=True, help="Also train the baseline: SFT on all rows.")
-@shared_options
-def dtm(**options: Any) -> None:
-    """Disperse-Then-Merge: K sub-models on K clusters, averaged. Settings: table 10 of the paper (Llama-2-7B)."""
-    from untax.recipes.papers import dtm_sft, values
+def _make(kind: str, options: dict[str, Any]) -> None:
+    from untax.recipes.options import arm_settings, paper_of, preference_settings, sft_settings
+    from untax.recipes.papers import values
     from untax.recipes.paths import embedder_seen_from_run
-
-    given = {name: options[name] for name in ("balanced", "text", "embedder", "column") if options[name] is not None}
-    if "embedder" in given:
-        given["embedder"] = embedder_seen_from_run(given["embedder"], options["out"])
-    arm = {"clusters": options["clusters"], "strategy": options["strategy"], **given, "merge": list(options["merges"])}
-    content = {
-        "sft": _entries("--dataset", options["datasets"], options["dataset_type"], options["split"], options["out"]),
-        "first_turn": options["first_turn"],
-        "arms": {**({"vanilla": {}} if options["with_vanilla"] else {}), "dtm": arm},
-        "training": {"sft": {**values(dtm_sft()), **_tokens(options)}},
-        "settings": "dtm",
-    }
-    _make(content, options)
-
-
-@command.command("paft")
-@click.option(
-    "--sft", "sft", multiple=True, required=True, help="Instruction data: a file, folder or hub id; may be repeated."
-)
-@click.option(
-    "--preference", multiple=True, required=True, help="Preference pairs: a file, folder or hub id; may be repeated."
-)
-@click.option(
-    "--sft-type", default="chat_template", show_default=True, help="Axolotl's dataset type of the instruction data."
-)
-@click.option(
-    "--preference-type",
-    default="chat_template.argilla_chat",
-    show_default=True,
-    help="Axolotl's dataset type of the pairs.",
-)
-@click.option("--sft-split", help="The split of the instruction data (default: Axolotl's).")
-@click.option("--preference-split", help="The split of the preference pairs (default: Axolotl's).")
-@click.option(
-    "--chat-template", help="An Axolotl chat template for both trainings, or zephyr, the paper's (default: the base's)."
-)
-@click.option("--pad-token", help="The padding token of both trainings, for a base without one.")
-@click.option(
-    "--delta-l1",
-    type=float,
-    default=1e-4,
-    show_default=True,
-    help="Lambda of the L1 penalty (the paper: 0.0001, 0.001).",
-)
-@click.option(
-    "--merge",
-    "merges",
-    multiple=True,
-    default=["ties"],
-    show_default=True,
-    help="slerp, task_arithmetic, ties, dare_ties, linear; may be repeated.",
-)
-@click.option(
-    "--with-baselines",
-    is_flag=True,
-    help="Also vanilla SFT, sequential SFT then DPO, and the parallel merge without L1.",
-)
-@shared_options
-def paft(**options: Any) -> None:
-    """PAFT: SFT with an L1 penalty and DPO in parallel from one base, merged. Settings: the Zephyr recipe."""
-    from untax.recipes.papers import paft_preference, paft_sft, values
-
-    merges = list(options["merges"])
-    baselines = {"vanilla": {}, "sequential": {}, "parallel": {"merge": merges}} if options["with_baselines"] else {}
-    content = {
-        "sft": _entries("--sft", options["sft"], options["sft_type"], options["sft_split"], options["out"]),
-        "preference": _entries(
-            "--preference",
-            options["preference"],
-            options["preference_type"],
-            options["preference_split"],
-            options["out"],
-        ),
-        "arms": {**baselines, "paft": {"delta_l1": options["delta_l1"], "merge": merges}},
-        "training": {
-            "sft": {**values(paft_sft()), **_tokens(options)},
-            "preference": {**values(paft_preference()), **_tokens(options)},
-        },
-        "settings": "paft",
-    }
-    _make(content, options)
-
-
-def _make(content: dict[str, Any], options: dict[str, Any]) -> None:
-    from untax.recipes.paths import seen_from_run
     from untax.recipes.spec import check_spec
 
-    dtype = "float32" if options["device"] == "cpu" else "bfloat16"
-    shared = {
-        "base": seen_from_run(options["base"], options["out"], where="--base"),
+    out, problems = options["out"], list[str]()
+    paper = paper_of(kind)
+    sft = values(sft_settings(paper))
+    given = {**options, "scales": list(options["scales"]) or None}
+    for name in ("merge", "preference", "of"):
+        given[name] = list(options.get(name) or ()) or None
+    if given.get("embedder"):
+        given["embedder"] = embedder_seen_from_run(given["embedder"], out)
+    for name in ("fisher", "statistics"):
+        given[name] = _seen(given[name], out, f"--{name}", problems) if given.get(name) else None
+    kinds = _kinds(kind, options)
+    common = _tokens(options)
+    settings = {"learning_rate": sft["learning_rate"], "seed": options["seed"]}
+    methods = given["preference"] or [name for name in given["of"] or [] if not name.startswith("sft")]
+    training = {"sft": {**sft, **common}}
+    if options["pairs"]:
+        training |= {
+            name: {**keys, **common} if name == "preference" else keys
+            for name, keys in preference_settings(methods).items()
+        }
+    replay = {key: options[f"replay_{option}"] for key, option in _REPLAY.items() if options[f"replay_{option}"]}
+    content = {
+        "base": _seen(options["base"], out, "--base", problems),
         "device": options["device"],
         "seed": options["seed"],
-        "dtype": dtype,
+        "sft": _entries("--dataset", options["sft"], _more(options, "sft"), out, problems),
+        "first_turn": options["first_turn"],
+        "preference": _entries("--preference", options["pairs"], _more(options, "preference"), out, problems),
+        "replay": _entries("--replay", options["texts"], replay, out, problems),
+        "arms": {name: arm_settings(name, given if name == kind else _shared(given), **settings) for name in kinds},
+        "training": training,
+        "settings": paper,
+        "dtype": "float32" if options["device"] == "cpu" else "bfloat16",
         "suite": options["suite"],
     }
-    spec = check_spec({**shared, **content}, where="the options", folder=options["out"])
-    _write(spec, options["out"], force=options["force"])
+    spec = check_spec(content, where="the options", folder=out, also=problems)
+    _write(spec, out, options)
 
 
-def _write(spec: RunSpec, out: Path, *, force: bool, source: Path | None = None) -> None:
-    from untax.recipes.rows import check_rows, known_rows, long_warmups
-    from untax.recipes.write import write_run_folder
+_REPLAY = {"split": "split", "name": "name", "field": "column"}
 
-    where = source or "the options"
-    rows = known_rows(spec, out)
-    if rows is not None:
-        check_rows(spec, rows, where=where)
-    if spec.arms.dtm is not None:
-        from untax.disperse.settings import read_settings
 
-        arm = spec.arms.dtm
-        keys = {"disperse_clusters": arm.clusters, "disperse_strategy": arm.strategy, **arm.disperse_options}
-        read_settings(keys, where=where, cluster_needed=False)
-    expanded = write_run_folder(spec, out, force=force, source=source)
-    trainings = sum(node.kind == "train" for node in expanded.nodes)
-    merges = sum(node.kind == "merge" for node in expanded.nodes)
-    click.echo(f"{out}: {trainings} trainings and {merges} merges, nothing run yet.")
-    click.echo(f"All of it, resumable:  untax run {shlex.quote(str(out))}        (what it would do: --dry-run)")
-    click.echo(f"Or by hand, in {out}:")
-    for node in expanded.nodes:
-        click.echo(f"  {shlex.join(node.command)}")
-    for warning in long_warmups(spec, rows) if rows is not None else []:
-        click.echo(f"untax: warning: {warning}", err=True)
+def _kinds(kind: str, options: dict[str, Any]) -> list[str]:
+    """The arms, in the order of the tables."""
+    wanted = {kind, *options["company"]}
+    wanted |= {"vanilla"} if options["with_vanilla"] else set()
+    wanted |= {"vanilla", "sequential", "parallel"} if options["with_baselines"] else set()
+    return [name for name in KINDS if name in wanted]
+
+
+def _shared(given: dict[str, Any]) -> dict[str, Any]:
+    """What arms that come along take over from the options of the command's own arm."""
+    names = ("scales", "preference", "delta_l1", "delta_sparsity", "clusters", "strategy", "merge", "statistics")
+    return {name: given.get(name) for name in names}
+
+
+def _more(options: dict[str, Any], data: str) -> dict[str, Any]:
+    split = {"split": options[f"{data}_split"]} if options[f"{data}_split"] else {}
+    return {**split, "type": options[f"{data}_type"]}
 
 
 def _entries(
-    option: str, paths: tuple[str, ...], dataset_type: str, split: str | None, out: Path
-) -> list[dict[str, Any]]:
+    option: str, paths: tuple[str, ...], more: dict[str, Any], out: Path, problems: list[str]
+) -> list[dict[str, Any]] | None:
+    return [{"path": _seen(path, out, option, problems), **more} for path in paths] or None
+
+
+def _seen(path: str, out: Path, option: str, problems: list[str]) -> str:
+    """A path as seen from the run folder; one that leads nowhere is a problem among the others."""
+    from untax.errors import UntaxError
     from untax.recipes.paths import seen_from_run
 
-    more = {"split": split} if split else {}
-    return [{"path": seen_from_run(path, out, where=option), **more, "type": dataset_type} for path in paths]
+    try:
+        return seen_from_run(path, out, where=option)
+    except UntaxError as error:
+        problems.append(f"{error.where}: {error.problem} {error.fix}")
+        return "not/found"
 
 
 def _tokens(options: dict[str, Any]) -> dict[str, Any]:
     """Axolotl's keys for the chat template and the padding token, of those that were given."""
-    from untax.recipes.presets import ZEPHYR_TEMPLATE
+    from untax.recipes.papers import ZEPHYR_TEMPLATE
 
-    template, token = options.get("chat_template"), options["pad_token"]
+    template, token = options["chat_template"], options["pad_token"]
     keys: dict[str, Any] = {}
     if template == "zephyr":
         keys |= {"chat_template": "jinja", "chat_template_jinja": ZEPHYR_TEMPLATE}
     elif template:
         keys["chat_template"] = template
     return {**keys, "special_tokens": {"pad_token": token}} if token else keys
+
+
+def _write(spec: RunSpec, out: Path, options: dict[str, Any], *, source: Path | None = None) -> None:
+    from untax.recipes.rows import check_rows, known_rows, long_warmups
+    from untax.recipes.write import changes, write_run_folder
+
+    where = source or "the options"
+    rows = known_rows(spec, out)
+    if rows is not None:
+        check_rows(spec, rows, where=where)
+    _check_dispersals(spec, where)
+    act = changes if options["dry_run"] or options["diff"] else write_run_folder
+    made = act(spec, out, force=options["force"], source=source)
+    if options["diff"]:
+        click.echo(made.diff(out) or f"{out}: nothing would change.", nl=False)
+        return
+    _tell(made, out, dry=options["dry_run"])
+    for warning in long_warmups(spec, rows) if rows is not None else []:
+        click.echo(f"untax: warning: {warning}", err=True)
+
+
+def _check_dispersals(spec: RunSpec, where: object) -> None:
+    from untax.disperse.settings import read_settings
+    from untax.recipes.arms import Dtm
+
+    for name, arm in spec.arms.items():
+        if isinstance(arm, Dtm):
+            read_settings(arm.disperse_keys, where=f"{where}: arms.{name}", cluster_needed=False)
+
+
+def _tell(made: Changes, out: Path, *, dry: bool) -> None:
+    nodes = made.plan.nodes
+    trainings, merges = (sum(node.kind == kind for node in nodes) for kind in ("train", "merge"))
+    if dry:
+        for name, (old, _) in made.written.items():
+            click.echo(f"would {'write' if old is None else 'replace'} {out / name}")
+        for name in made.removed:
+            click.echo(f"would remove {out / name}")
+    for name in made.kept:
+        click.echo(
+            f"{out / name}: edited by hand, kept and run as it stands (--diff shows what differs, --force overwrites)"
+        )
+    click.echo(f"{out}: {trainings} trainings and {merges} merges, {'nothing written' if dry else 'nothing run yet'}.")
+    if not dry:
+        click.echo(f"Look it over:          untax check {shlex.quote(str(out))}")
+        click.echo(f"All of it, resumable:  untax run {shlex.quote(str(out))}        (what it would do: --dry-run)")
+    click.echo(f"Or by hand, in {out}:")
+    for node in nodes:
+        click.echo(f"  {shlex.join(node.command)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ DISPERSE = "untax.DispersePlugin"
 PENALTY = "untax.DeltaPenaltyPlugin"
 OWN_PLUGINS = (MANIFEST, DISPERSE, PENALTY)
 ADAPTERS = ("lora", "qlora")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+DATA_SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".parquet", ".csv", ".arrow", ".txt")
 OWNED = {
     "output_dir": "the plan names the folders",
     "dataset_prepared_path": "the plan names the folders",
@@ -24,9 +27,21 @@ OWNED = {
 }
 """Axolotl keys that the plan writes, and where the recipe has them."""
 OWNED_PREFIXES = {
-    "disperse_": "set arms.dtm and first_turn instead",
-    "delta_": "set arms.paft.delta_l1 instead",
+    "disperse_": "set it at an arm of kind dtm, or first_turn at the top of the recipe",
+    "delta_": "set it at an arm: delta_l1 of paft, delta_l2 of l2, delta_ewc of ewc",
 }
+FREE_PENALTY_KEYS = ("delta_target", "delta_modules", "delta_schedule", "delta_base", "delta_log_steps")
+"""How the penalty works, which the recipe may say for every training that has one; how strong it is, the arms say."""
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """One error of several lines; each becomes a problem of its own.
+
+    Raises:
+        ValueError: there are problems.
+    """
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def unknown_name(hook: str, name: str) -> list[str]:
@@ -41,10 +56,17 @@ def twice(values: Sequence[Any]) -> list[str]:
     return [f"{value} is named twice" for value in dict.fromkeys(shown) if shown.count(value) > 1]
 
 
-def owned_keys(keys: dict[str, Any]) -> list[str]:
-    """A problem for each key of a training that the plan owns, and for a list of plugins that is none."""
+def owned_keys(keys: dict[str, Any], *, free: Sequence[str] = FREE_PENALTY_KEYS) -> list[str]:
+    """A problem for each key of a training that the plan owns, and for a list of plugins that is none.
+
+    Args:
+        keys: Axolotl keys.
+        free: keys that are allowed here although the plan owns the like.
+    """
     problems = []
     for key in keys:
+        if key in free:
+            continue
         prefixed = next((why for prefix, why in OWNED_PREFIXES.items() if key.startswith(prefix)), None)
         why = OWNED.get(key, prefixed)
         if why is not None:
@@ -56,47 +78,52 @@ def owned_keys(keys: dict[str, Any]) -> list[str]:
     return problems + [f"plugins: the plan adds untax's own, and {plugin} is none of them" for plugin in own]
 
 
-def unmergeable(training: Any, *, sft: Sequence[str], preference: Sequence[str]) -> list[str]:
-    """A problem for each key without which a training's result is no adapter, or no preference training.
+def soup_problems(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """A problem for each run of a soup with a key of the plan, and for two runs that are the same."""
+    problems = [
+        f"run {index}: {problem}" for index, keys in enumerate(runs) for problem in owned_keys(keys, free=("seed",))
+    ]
+    for index, keys in enumerate(runs):
+        if keys in runs[:index]:
+            problems.append(f"run {index} is the same as run {runs.index(keys)}: a soup mixes different runs")
+    return problems
+
+
+def adapter_problems(name: str, keys: dict[str, Any], arms: Sequence[str]) -> list[str]:
+    """A problem if a training's result would be no adapter.
 
     Args:
-        training: the spec's ``training``.
-        sft: the arms that train on instruction data.
-        preference: the arms that train on preference pairs.
+        name: what the training's keys are called in the recipe.
+        keys: its Axolotl keys.
+        arms: the arms that need it.
     """
-    problems = []
-    for kind, keys, arms in (("sft", training.sft, sft), ("preference", training.preference, preference)):
-        if arms and keys.get("adapter") not in ADAPTERS:
-            problems.append(
-                f"training.{kind}.adapter: name lora or qlora (it is {_shown(keys.get('adapter'))}); "
-                f"without an adapter the result could not be merged as base + adapter ({', '.join(arms)})"
-            )
-    rl = training.preference.get("rl")
-    if preference and (not isinstance(rl, str) or not rl.replace("_", "").isalnum()):
-        problems.append(
-            f"training.preference.rl: name the method, such as dpo (it is {_shown(rl)}); "
-            f"without it this would be no preference training ({', '.join(preference)})"
-        )
-    return problems
+    if not arms or keys.get("adapter") in ADAPTERS:
+        return []
+    return [
+        f"{name}.adapter: name lora or qlora (it is {_shown(keys.get('adapter'))}); "
+        f"without an adapter the result could not be merged as base + adapter ({', '.join(arms)})"
+    ]
 
 
 def _shown(value: Any) -> str:
     return "missing" if value is None else repr(value)
 
 
-def base_problems(base: str, folder: Path | None) -> list[str]:
-    """A problem if ``base`` is empty, no name that mergekit can read, or a file."""
+def base_problems(base: str, folder: Path | None, *, look: bool = False) -> list[str]:
+    """A problem if ``base`` is empty, no name that mergekit can read, or a file; with ``look`` if it is not there."""
     if not base.strip():
         return ["it is empty: name a model folder or a hub id"]
     if "+" in base or "@" in base:
         return [f"mergekit reads '+' and '@' as separators, so it cannot read {base}: rename or link the folder"]
     if folder is not None and os.path.isfile(below(folder, base)):
         return [f"{base} is a file: name the folder of the model"]
+    if look and folder is not None and _is_missing(base, folder):
+        return [f"there is no {base} (taken from {folder}), and it is no hub id"]
     return []
 
 
-def entry_problems(entries: Sequence[dict[str, Any]], folder: Path | None) -> list[str]:
-    """A problem for each dataset entry without a path, or whose local file is empty."""
+def entry_problems(entries: Sequence[dict[str, Any]], folder: Path | None, *, look: bool = False) -> list[str]:
+    """A problem for each dataset entry without a path, or whose local file is empty; with ``look`` if it is missing."""
     problems = []
     for index, entry in enumerate(entries):
         path = entry.get("path")
@@ -106,11 +133,22 @@ def entry_problems(entries: Sequence[dict[str, Any]], folder: Path | None) -> li
             problems.append(f"entry {index}: path is text, not {path!r}")
         elif folder is not None and _is_empty_file(below(folder, path)):
             problems.append(f"entry {index}: the file {path} is empty")
+        elif look and folder is not None and _is_missing(path, folder):
+            problems.append(f"entry {index}: there is no {path} (taken from {folder}), and it is no hub id")
     return problems
+
+
+def _is_missing(path: str, folder: Path) -> bool:
+    return is_local(path) and not os.path.exists(below(folder, path))
 
 
 def _is_empty_file(path: Path) -> bool:
     return os.path.isfile(path) and not os.path.getsize(path)
+
+
+def is_local(path: str) -> bool:
+    """Whether a path can only be a local one: no URL, and no name that a hub could have."""
+    return "://" not in path and (not HUB_ID.fullmatch(path) or path.endswith(DATA_SUFFIXES))
 
 
 def below(folder: Path, path: str) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["disperse", "train", "merge", "score"]
+Kind = Literal["disperse", "replay", "fisher", "train", "merge", "score"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Node:
         needs: names of the nodes that must be finished before.
         share: the share of the data that it works on, for the order in which nodes start.
         models: what a score node scores, one model for each of ``outputs``.
+        gpus: how many GPUs it takes at once, where there are any.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Node:
     needs: tuple[str, ...] = ()
     share: float = 1.0
     models: tuple[str, ...] = ()
+    gpus: int = 1
 
 
 @dataclass(frozen=True)

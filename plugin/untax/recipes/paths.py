@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from untax.errors import UntaxError
+from untax.recipes.checks import is_local
 from untax.recipes.spec import RunSpec
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-DATA_SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".parquet", ".csv", ".arrow", ".txt")
 
 
 def seen_from_run(path: str, folder: Path, *, where: object) -> str:
@@ -58,11 +55,6 @@ def explicit(path: str) -> str:
     return path if path.startswith((".", "/")) else f"./{path}"
 
 
-def is_local(path: str) -> bool:
-    """Whether a path can only be a local one: no URL, and no name that a hub could have."""
-    return "://" not in path and (not HUB_ID.fullmatch(path) or path.endswith(DATA_SUFFIXES))
-
-
 def rebased(spec: RunSpec, old: Path, new: Path) -> RunSpec:
     """A spec of folder ``old`` with its local paths as seen from folder ``new``."""
     if old.resolve() == new.resolve():
@@ -74,9 +66,16 @@ def rebased(spec: RunSpec, old: Path, new: Path) -> RunSpec:
     def entries(listed: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
         return None if listed is None else [{**entry, "path": moved(entry["path"])} for entry in listed]
 
-    arms, dtm = spec.arms, spec.arms.dtm
-    if dtm is not None and dtm.embedder:
-        embedder = embedder_seen_from_run(dtm.embedder, new, start=old)
-        arms = arms.model_copy(update={"dtm": dtm.model_copy(update={"embedder": embedder})})
-    rows = {"sft": entries(spec.sft), "preference": entries(spec.preference)}
+    def pairs(listed: Any) -> Any:
+        return {name: entries(each) for name, each in listed.items()} if isinstance(listed, dict) else entries(listed)
+
+    def arm(settings: Any) -> Any:
+        files = ("fisher", "statistics")
+        found = {name: moved(getattr(settings, name)) for name in files if getattr(settings, name, None)}
+        if getattr(settings, "embedder", None):
+            found["embedder"] = embedder_seen_from_run(settings.embedder, new, start=old)
+        return settings.model_copy(update=found)
+
+    rows = {"sft": entries(spec.sft), "preference": pairs(spec.preference), "replay": entries(spec.replay)}
+    arms = {name: arm(settings) for name, settings in spec.arms.items()}
     return spec.model_copy(update={"base": moved(spec.base), **rows, "arms": arms})

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from untax.errors import UntaxError
+from untax.recipes.arms import Dtm
 from untax.recipes.checks import below
 from untax.recipes.spec import RunSpec
+from untax.recipes.trainings import sft_keys
 
 ENOUGH = 1_000_000
 """Rows after which counting stops: neither clusters nor warm-up steps are so many."""
@@ -36,21 +38,23 @@ def check_rows(spec: RunSpec, rows: int, *, where: object) -> None:
     Raises:
         UntaxError: there are more clusters than rows.
     """
-    if spec.arms.dtm and spec.arms.dtm.clusters > rows:
-        raise UntaxError(
-            f"The recipe asks for {spec.arms.dtm.clusters} clusters of {rows} rows: a cluster would be empty.",
-            where=where,
-            fix=f"Ask for at most {rows} clusters (-k, or arms.dtm.clusters), or add data.",
-        )
+    for name, arm in spec.arms.items():
+        if isinstance(arm, Dtm) and arm.clusters > rows:
+            raise UntaxError(
+                f"The recipe asks for {arm.clusters} clusters of {rows} rows: a cluster would be empty.",
+                where=where,
+                fix=f"Ask for at most {rows} clusters (-k, or arms.{name}.clusters), or add data.",
+            )
 
 
 def long_warmups(spec: RunSpec, rows: int) -> list[str]:
     """A sentence for each kind of SFT whose learning rate would rise for half of its steps or more."""
-    keys = spec.training.sft
+    keys = sft_keys(spec)
     warmup = _number(keys.get("warmup_steps"), 0)
     batch = _number(keys.get("micro_batch_size"), 1) * _number(keys.get("gradient_accumulation_steps"), 1)
-    shares = {"each cluster's training": spec.arms.dtm.clusters} if spec.arms.dtm else {}
-    if set(spec.arms.names) - {"dtm"}:
+    most = max((arm.clusters for arm in spec.arms.values() if isinstance(arm, Dtm)), default=0)
+    shares = {"each cluster's training": most} if most else {}
+    if any("sft" in arm.trains_on() and not isinstance(arm, Dtm) for arm in spec.arms.values()):
         shares["SFT on all rows"] = 1
     found = []
     for name, clusters in shares.items():

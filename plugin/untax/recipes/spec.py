@@ -2,239 +2,205 @@
 
 from __future__ import annotations
 
-import math
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator
 
 from untax.errors import UntaxError, near_names
 from untax.files import disk_error
-from untax.recipes.checks import base_problems, entry_problems, owned_keys, twice, unknown_name, unmergeable
+from untax.recipes.arms import (
+    KINDS,
+    L2,
+    Dtm,
+    DtmPaft,
+    Ewc,
+    Individual,
+    Paft,
+    Parallel,
+    Replay,
+    Sequential,
+    Soup,
+    Strict,
+    Vanilla,
+    name_problems,
+)
+from untax.recipes.checks import base_problems, entry_problems, owned_keys, refuse, unknown_name
+from untax.recipes.preference import METHODS
+from untax.recipes.spec_errors import problems
 
 SPEC_NAME = "untax.yaml"
-DTM_MERGES = ("average", "task_arithmetic", "ties", "dare_linear")
-PAFT_MERGES = ("slerp", "task_arithmetic", "ties", "dare_ties", "linear")
-
-
-def _refuse(problems: list[str]) -> None:
-    """One error of several lines; each becomes a problem of its own."""
-    if problems:
-        raise ValueError("\n".join(problems))
-
-
-def _each_once(values: list[Any]) -> list[Any]:
-    _refuse(twice(values))
-    return values
-
-
-Scale = Annotated[float, Field(gt=0, le=2)]
-Scales = Annotated[list[Scale], Field(min_length=1), AfterValidator(_each_once)]
-DtmMerges = Annotated[
-    list[Literal["average", "task_arithmetic", "ties", "dare_linear"]],
-    Field(min_length=1),
-    AfterValidator(_each_once),
-]
-PaftMerges = Annotated[
-    list[Literal["slerp", "task_arithmetic", "ties", "dare_ties", "linear"]],
-    Field(min_length=1),
-    AfterValidator(_each_once),
-]
 DatasetEntries = Annotated[list[dict[str, Any]], Field(min_length=1)]
+AxolotlKeys = dict[str, Any]
 
-
-class Strict(BaseModel):
-    """No unknown keys: a typo must not become a default."""
-
-    model_config = ConfigDict(extra="forbid")
-
-
-class Vanilla(Strict):
-    """SFT on all instruction data."""
-
-    scales: Scales = [1.0]
-
-
-class Dtm(Strict):
-    """Disperse-Then-Merge: K sub-models, one per cluster, averaged (section 4)."""
-
-    clusters: int = Field(default=4, ge=2)
-    strategy: str = "random"
-    seed: int = 42
-    balanced: bool | None = None
-    text: Literal["instruction", "response", "both"] | None = None
-    embedder: str | None = None
-    column: str | None = None
-    merge: DtmMerges = ["average"]
-    scales: Scales = [1.0]
-
-    @field_validator("strategy")
-    @classmethod
-    def _registered(cls, strategy: str) -> str:
-        _refuse(unknown_name("disperse_strategies", strategy))
-        return strategy
-
-    @property
-    def disperse_options(self) -> dict[str, Any]:
-        """The ``disperse_*`` keys that only some strategies take, as far as they are given."""
-        names = ("balanced", "text", "embedder", "column")
-        given = {f"disperse_{name}": getattr(self, name) for name in names}
-        return {key: value for key, value in given.items() if value is not None}
-
-
-class Paft(Strict):
-    """SFT with an L1 penalty and preference training in parallel from one base, merged (section 2)."""
-
-    delta_l1: float = Field(default=1e-4, ge=0)
-    merge: PaftMerges = ["ties"]
-    scales: Scales = [1.0]
-
-    @field_validator("delta_l1")
-    @classmethod
-    def _finite(cls, value: float) -> float:
-        if not math.isfinite(value):
-            raise ValueError("lambda is a finite number >= 0")
-        return value
-
-    @model_validator(mode="after")
-    def _scales_have_meaning(self) -> Paft:
-        _refuse_scaled_slerp(self.merge, self.scales)
-        return self
-
-
-class Parallel(Strict):
-    """PAFT without the penalty: dense SFT and preference training in parallel, merged."""
-
-    merge: PaftMerges = ["ties"]
-    scales: Scales = [1.0]
-
-    @model_validator(mode="after")
-    def _scales_have_meaning(self) -> Parallel:
-        _refuse_scaled_slerp(self.merge, self.scales)
-        return self
-
-
-def _refuse_scaled_slerp(merge: list[Any], scales: list[float]) -> None:
-    if "slerp" in merge and any(scale != 1 for scale in scales):
-        raise ValueError("slerp interpolates whole models and has no scale: leave scales out or leave slerp out")
-
-
-class Sequential(Strict):
-    """SFT, then preference training that starts from its result."""
-
-
-class Arms(Strict):
-    """The arms of a run folder; an arm that is not named is not trained."""
-
-    vanilla: Vanilla | None = None
-    dtm: Dtm | None = None
-    paft: Paft | None = None
-    sequential: Sequential | None = None
-    parallel: Parallel | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _named_without_settings(cls, value: Any) -> Any:
-        """``dtm:`` with nothing after it means the arm with its defaults."""
-        if isinstance(value, dict):
-            return {name: {} if settings is None else settings for name, settings in value.items()}
-        return value
-
-    @model_validator(mode="after")
-    def _one_at_least(self) -> Arms:
-        if not self.names:
-            raise ValueError(f"no arm is named; known: {', '.join(type(self).model_fields)}")
-        return self
-
-    @property
-    def names(self) -> list[str]:
-        """The arms that are asked for, in the order of the tables."""
-        return [name for name in type(self).model_fields if getattr(self, name) is not None]
-
-    @property
-    def with_preference(self) -> list[str]:
-        """Those that train on preference pairs as well."""
-        return [name for name in self.names if name in ("paft", "sequential", "parallel")]
+NamedArm = Annotated[
+    Annotated[Vanilla, Tag("vanilla")]
+    | Annotated[Dtm, Tag("dtm")]
+    | Annotated[L2, Tag("l2")]
+    | Annotated[Ewc, Tag("ewc")]
+    | Annotated[Replay, Tag("replay")]
+    | Annotated[Soup, Tag("soup")]
+    | Annotated[Individual, Tag("individual")]
+    | Annotated[Sequential, Tag("sequential")]
+    | Annotated[Parallel, Tag("parallel")]
+    | Annotated[Paft, Tag("paft")]
+    | Annotated[DtmPaft, Tag("dtm-paft")],
+    Discriminator(lambda arm: arm.get("arm") if isinstance(arm, dict) else getattr(arm, "arm", None)),
+]
 
 
 class Training(Strict):
-    """Axolotl keys of the two kinds of training; anything Axolotl knows."""
+    """Axolotl keys of the kinds of training; anything Axolotl knows.
 
-    sft: dict[str, Any] = {}
-    preference: dict[str, Any] = {}
+    Attributes:
+        sft: every SFT.
+        preference: every preference training; ``rl`` names the recipe's method.
+        dpo, orpo, kto, simpo: laid over ``preference`` for that method.
+    """
 
-    @field_validator("sft", "preference")
+    sft: AxolotlKeys = Field(default_factory=dict)
+    preference: AxolotlKeys = Field(default_factory=dict)
+    dpo: AxolotlKeys = Field(default_factory=dict)
+    orpo: AxolotlKeys = Field(default_factory=dict)
+    kto: AxolotlKeys = Field(default_factory=dict)
+    simpo: AxolotlKeys = Field(default_factory=dict)
+
+    @field_validator("*")
     @classmethod
-    def _not_the_plans(cls, keys: dict[str, Any]) -> dict[str, Any]:
-        _refuse(owned_keys(keys))
+    def _not_the_plans(cls, keys: AxolotlKeys) -> AxolotlKeys:
+        refuse(owned_keys(keys))
+        return keys
+
+
+class NodeSettings(Strict):
+    """What one training has of its own.
+
+    Attributes:
+        axolotl: Axolotl keys.
+        gpus: how many it takes.
+    """
+
+    axolotl: AxolotlKeys = Field(default_factory=dict)
+    gpus: int | None = Field(default=None, ge=1)
+
+    @field_validator("axolotl")
+    @classmethod
+    def _not_the_plans(cls, keys: AxolotlKeys) -> AxolotlKeys:
+        refuse(owned_keys(keys))
         return keys
 
 
 class RunSpec(Strict):
-    """The whole recipe. Paths are relative to the run folder."""
+    """The whole recipe. Paths are relative to the run folder.
+
+    Attributes:
+        base: the pretrained model.
+        device: decides precision and kernels.
+        seed: of the trainings.
+        sft: instruction data, entries of Axolotl's ``datasets``.
+        first_turn: train on the first turn of dialogues only (DTM A.1).
+        preference: preference pairs, for every method or by method.
+        replay: pretraining text: ``path``, and if needed ``split``, ``name``, ``field``.
+        arms: what is trained and merged; an arm that is not named is not.
+        training: the Axolotl keys of the kinds of training.
+        axolotl: Axolotl keys of every training.
+        nodes: what single trainings have of their own.
+        launcher: Axolotl's launcher; None is its default, and ``python`` on a CPU.
+        launcher_args: what the launcher is given, such as ``--num_processes=8``.
+        gpus: how many GPUs each training takes.
+        settings: the paper whose origins stand beside the values.
+        dtype: of merged models.
+        suite: what every model is scored on.
+    """
 
     base: str
     device: Literal["cpu", "cuda"] = "cuda"
     seed: int = 42
     sft: DatasetEntries | None = None
     first_turn: bool = False
-    preference: DatasetEntries | None = None
-    arms: Arms
+    preference: DatasetEntries | dict[str, DatasetEntries] | None = None
+    replay: DatasetEntries | None = None
+    arms: Annotated[dict[str, NamedArm], Field(min_length=1)]
     training: Training = Field(default=Training(), validate_default=True)
+    axolotl: AxolotlKeys = Field(default_factory=dict)
+    nodes: dict[str, NodeSettings] = Field(default_factory=dict)
+    launcher: Literal["accelerate", "torchrun", "python"] | None = None
+    launcher_args: list[str] = Field(default_factory=list)
+    gpus: int = Field(default=1, ge=1)
     settings: Literal["dtm", "paft"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     suite: str | None = None
 
-    @model_validator(mode="after")
-    def _data_for_arms(self) -> RunSpec:
-        needs_sft = self.arms.names
-        needs_preference = self.arms.with_preference
-        problems = []
-        if needs_sft and not self.sft:
-            problems.append(f"sft is missing: {', '.join(needs_sft)} train on instruction data")
-        if needs_preference and not self.preference:
-            problems.append(f"preference is missing: {', '.join(needs_preference)} train on preference pairs")
-        _refuse(problems)
-        return self
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _kinds(cls, arms: Any) -> Any:
+        """Each arm with its kind: ``dtm:`` with nothing after it means the arm with its defaults."""
+        if not isinstance(arms, dict):
+            return arms
+        if not arms:
+            raise ValueError(f"no arm is named; known: {', '.join(KINDS)}")
+        refuse([problem for name in arms for problem in name_problems(str(name))])
+        return {str(name): _with_kind(str(name), settings) for name, settings in arms.items()}
 
     @field_validator("base")
     @classmethod
     def _a_model(cls, base: str, info: ValidationInfo) -> str:
-        _refuse(base_problems(base, _folder(info)))
+        refuse(base_problems(base, _folder(info), look=_look(info)))
         return base
 
-    @field_validator("sft", "preference")
+    @field_validator("sft", "replay")
     @classmethod
     def _readable_entries(
         cls, entries: list[dict[str, Any]] | None, info: ValidationInfo
     ) -> list[dict[str, Any]] | None:
-        _refuse(entry_problems(entries or [], _folder(info)))
+        refuse(entry_problems(entries or [], _folder(info), look=_look(info)))
         return entries
 
-    @field_validator("training")
+    @field_validator("preference", mode="after")
     @classmethod
-    def _adapters_to_merge(cls, training: Training, info: ValidationInfo) -> Training:
-        arms: Arms | None = info.data.get("arms")
-        if arms is not None:
-            _refuse(unmergeable(training, sft=arms.names, preference=arms.with_preference))
-        return training
+    def _readable_pairs(cls, pairs: Any, info: ValidationInfo) -> Any:
+        by_method = pairs if isinstance(pairs, dict) else {"": pairs or []}
+        refuse(
+            [
+                problem
+                for entries in by_method.values()
+                for problem in entry_problems(entries, _folder(info), look=_look(info))
+            ]
+        )
+        refuse(
+            [
+                f"unknown method '{name}'. {near_names(name, list(METHODS))}"
+                for name in by_method
+                if name not in ("", *METHODS)
+            ]
+        )
+        return pairs
+
+    @field_validator("axolotl")
+    @classmethod
+    def _not_the_plans(cls, keys: AxolotlKeys) -> AxolotlKeys:
+        refuse(owned_keys(keys))
+        return keys
 
     @field_validator("suite")
     @classmethod
     def _registered(cls, suite: str | None) -> str | None:
-        _refuse([] if suite is None else unknown_name("eval_suites", suite))
+        refuse([] if suite is None else unknown_name("eval_suites", suite))
         return suite
+
+    @property
+    def method(self) -> str:
+        """The preference method of arms that name none."""
+        return str(self.training.preference.get("rl", "dpo"))
+
+
+def _with_kind(name: str, settings: Any) -> Any:
+    """An arm's settings with its kind, which is its name unless it says another."""
+    if settings is None:
+        return {"arm": name}
+    return {"arm": name, **settings} if isinstance(settings, dict) else settings
 
 
 def _folder(info: ValidationInfo) -> Path | None:
@@ -242,8 +208,17 @@ def _folder(info: ValidationInfo) -> Path | None:
     return (info.context or {}).get("folder")
 
 
-def read_spec(path: Path) -> RunSpec:
+def _look(info: ValidationInfo) -> bool:
+    """Whether local paths must lead somewhere already."""
+    return bool((info.context or {}).get("look"))
+
+
+def read_spec(path: Path, *, look: bool = False) -> RunSpec:
     """Read and check ``untax.yaml``.
+
+    Args:
+        path: the file.
+        look: whether the local base and data that it names must be there.
 
     Raises:
         UntaxError: the file is missing or no YAML, or every key that is wrong, at once.
@@ -251,59 +226,55 @@ def read_spec(path: Path) -> RunSpec:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UntaxError(
-            "There is no recipe here.", where=path, fix="Make one with `untax recipe dtm` or `untax recipe paft`."
-        ) from error
+        raise UntaxError("There is no recipe here.", where=path, fix="Make one with `untax recipe`.") from error
     except OSError as error:
         raise disk_error(error, path) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UntaxError(f"The recipe is no YAML: {error}", where=path, fix="Correct the file.") from error
-    return check_spec(content, where=path, folder=path.parent)
+    return check_spec(content, where=path, folder=path.parent, look=look)
 
 
-def check_spec(content: Any, *, where: object, folder: Path | None = None) -> RunSpec:
+def check_spec(
+    content: Any, *, where: object, folder: Path | None = None, look: bool = False, also: Sequence[str] = ()
+) -> RunSpec:
     """A spec from plain values; all problems in one UntaxError.
 
     Args:
         content: the values.
         where: what to call them in an error.
         folder: the run folder, to look at local files from; without it they are not looked at.
+        look: whether local files must be there.
+        also: problems that were found before, to be told with the others.
     """
     if content is None:
-        raise UntaxError(
-            "The recipe is empty.", where=where, fix="Make one with `untax recipe dtm` or `untax recipe paft`."
-        )
+        raise UntaxError("The recipe is empty.", where=where, fix="Make one with `untax recipe`.")
+    spec, found, wrong = _validated(content, {"folder": folder, "look": look})
+    if spec is None and isinstance(content, dict):
+        # What is right is checked further, so that the user hears of everything at once.
+        spec, _, _ = _validated(_without(content, wrong), {"folder": folder})
+    if spec is not None:
+        from untax.recipes.whole import whole_problems
+
+        found += whole_problems(spec, unknown=frozenset(str(place[0]) for place in wrong))
+    found = [*also, *found]
+    if found or spec is None:
+        raise UntaxError("The recipe is wrong:\n  - " + "\n  - ".join(found), where=where, fix="Correct these keys.")
+    return spec
+
+
+def _validated(content: Any, context: dict[str, Any]) -> tuple[RunSpec | None, list[str], list[tuple[Any, ...]]]:
+    """The spec if it is right, else the problems as sentences and their places."""
     try:
-        return RunSpec.model_validate(content, context={"folder": folder})
+        return RunSpec.model_validate(content, context=context), [], []
     except ValidationError as error:
-        problems = [problem for entry in error.errors() for problem in _problems(entry)]
-        raise UntaxError(
-            "The recipe is wrong:\n  - " + "\n  - ".join(problems), where=where, fix="Correct these keys."
-        ) from error
+        return None, problems(error, RunSpec), [entry["loc"] for entry in error.errors()]
 
 
-def _problems(entry: Any) -> list[str]:
-    """What one of pydantic's errors says, a sentence for each problem in it."""
-    key = ".".join(str(part) for part in entry["loc"]) or "the recipe"
-    given = entry["input"]
-    if entry["type"] == "extra_forbidden":
-        return [f"unknown key {key}. {near_names(str(entry['loc'][-1]), _keys_at(entry['loc'][:-1]))}"]
-    if entry["type"] == "literal_error":
-        known = re.findall(r"'([^']*)'", entry["ctx"]["expected"])
-        return [f"{key}: unknown name {given!r}. {near_names(str(given), known)}"]
-    if entry["type"] == "model_type":
-        return [f"{key}: keys and values belong here, not {given!r}"]
-    if entry["type"] == "value_error":
-        lines = entry["msg"].removeprefix("Value error, ").split("\n")
-        return [line if line.startswith(f"{key}.") else f"{key}: {line}" for line in lines]
-    message = entry["msg"][0].lower() + entry["msg"][1:]
-    return [f"{key}: {message}" + ("" if entry["type"] == "missing" else f", not {given!r}")]
-
-
-def _keys_at(location: tuple[Any, ...]) -> list[str]:
-    model: Any = RunSpec
-    for part in location:
-        annotation = model.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(option for option in options if isinstance(option, type) and issubclass(option, BaseModel))
-    return list(model.model_fields)
+def _without(content: dict[str, Any], wrong: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """The content without the keys that are wrong; of the arms, without the wrong ones."""
+    whole = {place[0] for place in wrong if place and (place[0] != "arms" or len(place) == 1)}
+    left = {"base": "some/base", **{key: value for key, value in content.items() if key not in whole}}
+    if isinstance(left.get("arms"), dict):
+        bad = {place[1] for place in wrong if place[:1] == ("arms",) and len(place) > 1}
+        left["arms"] = {name: arm for name, arm in left["arms"].items() if name not in bad}
+    return left

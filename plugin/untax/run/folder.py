@@ -15,7 +15,7 @@ from untax.evaluate.suites import suite_folder
 from untax.files import disk_error
 from untax.penalty.settings import read_settings as penalty_settings
 from untax.recipes.graph import Node, Plan
-from untax.recipes.paths import is_local
+from untax.recipes.checks import is_local
 from untax.recipes.plan import plan
 from untax.recipes.spec import SPEC_NAME, RunSpec, read_spec
 from untax.report.arms import Row, arm_rows, write_arms

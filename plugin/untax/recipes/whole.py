@@ -1,0 +1,119 @@
+"""What must fit together in a recipe: arms and their data, methods and their pairs, trainings and what is merged."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from untax.errors import near_names
+from untax.recipes import preference
+from untax.recipes.arms import Ewc, Individual
+from untax.recipes.checks import adapter_problems
+from untax.recipes.preference import METHODS
+from untax.recipes.spec import RunSpec
+from untax.recipes.trainings import preference_entries, preference_keys, sft_keys
+
+WHAT = {"sft": "instruction data", "preference": "preference pairs", "replay": "pretraining text"}
+
+
+def whole_problems(spec: RunSpec, *, unknown: Collection[str] = ()) -> list[str]:
+    """All that does not fit together, a sentence each.
+
+    Args:
+        spec: the recipe, right in each of its keys.
+        unknown: keys that are left out of it because they were wrong; nothing is said of what needs them.
+    """
+    methods = _methods(spec)
+    wrong = _unknown_methods(methods)
+    found = [*wrong, *_missing_data(spec, unknown)]
+    known = {name: arms for name, arms in methods.items() if name in METHODS}
+    if not {"training", "axolotl"} & set(unknown):
+        found += _no_adapters(spec, known)
+    if not {"preference", "training"} & set(unknown):
+        found += _pairs(spec, known)
+    found += _replay(spec)
+    if not found and not unknown:
+        found += _plan_problems(spec)
+    return found
+
+
+def _methods(spec: RunSpec) -> dict[str, list[str]]:
+    """Preference method -> the arms that use it."""
+    found: dict[str, list[str]] = {}
+    for name, arm in spec.arms.items():
+        for method in arm.methods(spec.method):
+            found.setdefault(method, []).append(name)
+    return found
+
+
+def _unknown_methods(methods: dict[str, list[str]]) -> list[str]:
+    known = list(METHODS)
+    return [
+        f"arms.{', arms.'.join(arms)}: unknown preference method '{name}'. {near_names(name, known)}"
+        for name, arms in methods.items()
+        if name not in METHODS
+    ]
+
+
+def _missing_data(spec: RunSpec, unknown: Collection[str]) -> list[str]:
+    found = []
+    for data, what in WHAT.items():
+        arms = [name for name, arm in spec.arms.items() if data in arm.trains_on()]
+        if arms and not getattr(spec, data) and data not in unknown:
+            other = " (or name its Fisher information: fisher)" if data == "replay" and _only_ewc(spec, arms) else ""
+            found.append(f"{data} is missing: {', '.join(arms)} need {what}{other}")
+    return found
+
+
+def _only_ewc(spec: RunSpec, arms: list[str]) -> bool:
+    return all(isinstance(spec.arms[name], Ewc) for name in arms)
+
+
+def _no_adapters(spec: RunSpec, methods: dict[str, list[str]]) -> list[str]:
+    sft = [name for name, arm in spec.arms.items() if "sft" in arm.trains_on()]
+    found = adapter_problems("training.sft", sft_keys(spec), sft)
+    for method, arms in methods.items():
+        key = "training.preference" if not getattr(spec.training, method) else f"training.{method}"
+        found += adapter_problems(key, preference_keys(spec, method), arms)
+    return list(dict.fromkeys(found))
+
+
+def _pairs(spec: RunSpec, methods: dict[str, list[str]]) -> list[str]:
+    """Methods without data, and data that a method cannot read."""
+    found = []
+    for method, arms in methods.items():
+        entries = preference_entries(spec, method)
+        if isinstance(spec.preference, dict) and entries is None:
+            found.append(f"preference.{method} is missing: {', '.join(arms)} train with {method}")
+        for index, entry in enumerate(entries or []):
+            for problem in preference.entry_problems(method, entry):
+                found.append(f"preference entry {index}, for {method} ({', '.join(arms)}): {problem}")
+    return found
+
+
+def _replay(spec: RunSpec) -> list[str]:
+    """Keys of the pretraining text that `untax replay` has no option for."""
+    entries, known = spec.replay or [], ["path", "split", "name", "field", "separator"]
+    found = [
+        f"replay entry {index}: unknown key {key}. {near_names(str(key), known)}"
+        for index, entry in enumerate(entries)
+        for key in entry
+        if key not in known
+    ]
+    same = [{key: value for key, value in entry.items() if key != "path"} for entry in entries]
+    if any(one != same[0] for one in same):
+        found.append("replay: its entries must agree on split, name, field and separator")
+    return found
+
+
+def _plan_problems(spec: RunSpec) -> list[str]:
+    """Two arms that write one output, and settings of trainings that there are not."""
+    from untax.recipes.plan import TwoOutputs, plan
+
+    for name, arm in spec.arms.items():
+        if isinstance(arm, Individual) and not arm.trains_on():
+            return [f"arms.{name}.of names no training"]
+    try:
+        nodes = [node.name for node in plan(spec).nodes if node.kind == "train"]
+    except TwoOutputs as error:
+        return [str(error)]
+    return [f"unknown training nodes.{name}. {near_names(name, nodes)}" for name in spec.nodes if name not in nodes]
