@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "plugin" / "untax"
 # parts may import each other.
 FLOORS = (
     {"errors", "files", "digest_records", "manifest", "plugins", "hookspecs", "data", "adapters", "training"},
-    {"disperse", "penalty", "merge", "recipes", "evaluate", "fisher"},
+    {"disperse", "penalty", "merge", "recipes", "evaluate", "fisher", "replay"},
     {"report"},
     {"run", "demo"},
     {"cli"},

@@ -24,6 +24,7 @@ COMMANDS = {
     "merge": "Merge models and adapters: mergekit-yaml's arguments and options.",
     "mergekit": "Make plain mergekit-yaml know untax's methods and adapter reader, or undo it.",
     "sparsity": "Measure how much of an adapter's delta is near zero (PAFT's figure 2).",
+    "replay": "Sample pretraining texts as rows for Axolotl, to be mixed into instruction data.",
     "fisher": "Estimate the diagonal Fisher information of a model's weights.",
     "gram": "Estimate the inner products of the inputs of a model's linear layers, for RegMean.",
     "eval": "Score models with lm-eval.",
