@@ -107,20 +107,25 @@ def test_first_turns_of_dialogues(
     ]
     write_jsonl(Path("talks.jsonl"), dialogues)
     write_jsonl(Path("held.jsonl"), dialogues[:3])
+    write_jsonl(Path("texts.jsonl"), [{"text": f"Once there was a plain text, number {i}."} for i in range(5)])
     axolotl_train(
         workspace.config(
             plugins=["untax.DispersePlugin"],
             disperse_first_turn=True,
-            datasets=[{"path": "talks.jsonl", "type": "alpaca"}],
+            datasets=[{"path": "talks.jsonl", "type": "alpaca"}, {"path": "texts.jsonl", "type": "completion"}],
             test_datasets=[{"path": "held.jsonl", "type": "alpaca", "split": "train"}],
             max_steps=1,
         )
     )
-    assert len(seen[0]) == 12
-    assert all(text.count("Response") == 1 for text in seen[0])
+    assert sorted(text.count("Response") for text in seen[0]) == [0] * 5 + [1] * 12, "plain text stays as it is"
+    assert sum("a plain text" in text for text in seen[0]) == 5
     manifest = workspace.manifest()
     assert manifest["disperse"]["clusters"] == 1
-    files = {"datasets/talks.jsonl": "talks.jsonl", "test_datasets/held.jsonl": "held.jsonl"}
+    files = {
+        "datasets/talks.jsonl": "talks.jsonl",
+        "datasets/texts.jsonl": "texts.jsonl",
+        "test_datasets/held.jsonl": "held.jsonl",
+    }
     assert {key: digest for key, digest in manifest["inputs"].items() if key != "base"} == {
         key: digest_file(Path(name)) for key, name in files.items()
     }

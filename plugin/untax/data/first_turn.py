@@ -35,6 +35,12 @@ def first_turn(row: Mapping[str, Any]) -> dict[str, str] | None:
     return None
 
 
+def has_turns(entry: Mapping[str, Any]) -> bool:
+    """Whether a dataset entry's rows can be cut to first turns: plain text (``type: completion``) has none."""
+    kind = entry.get("type")
+    return not (isinstance(kind, str) and kind.split(".")[0] == "completion")
+
+
 def _messages(value: Any) -> list[Mapping[str, Any]]:
     listed = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
     return [message for message in listed if isinstance(message, Mapping)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from untax.data.first_turn import MESSAGE_COLUMNS
+from untax.data.first_turn import MESSAGE_COLUMNS, has_turns
 from untax.data.first_turn import first_turn as cut_to_first_turn
 from untax.data.row_readers import (
     DIALOGUE,
@@ -131,11 +131,12 @@ def instruction_and_response(row: Row, entry: Mapping[str, Any], *, first_turn: 
         row: as Arrow gives it.
         entry: of ``datasets:``, as written in the YAML or as validated by Axolotl.
         first_turn: read the row as ``first_turn`` cuts it (appendix A.1); both parts are "" when it has no such turn.
+            Text of ``type: completion`` has no turns and is read as it is.
 
     >>> instruction_and_response({"instruction": "Add.", "input": "1 2", "output": "3"}, {"type": "alpaca"})
     ('Add.\\n1 2', '3')
     """
-    if first_turn:
+    if first_turn and has_turns(entry):
         return _first_turn(row)
     for reader in _stated(entry):
         pair = reader(row, entry)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from untax.data.corpus import Corpus, Source
-from untax.data.first_turn import TURN_KEYS, first_turn, first_turns
+from untax.data.first_turn import TURN_KEYS, first_turn, first_turns, has_turns
 from untax.data.parallel import in_processes
 from untax.data.row_digests import PARALLEL_ROWS
 from untax.disperse.settings import DisperseSettings
@@ -76,7 +76,7 @@ def plan_clusters(
             source,
             cluster,
             np.flatnonzero((of_source == cluster) & kept).astype(np.uint32),
-            settings.first_turn,
+            settings.first_turn and has_turns(source.entry),
         )
         for index, (source, of_source, kept) in enumerate(_by_source(corpus, clusters, cut=settings.first_turn))
         for cluster in range(settings.clusters or 1)
@@ -92,7 +92,9 @@ def _by_source(corpus: Corpus, clusters: np.ndarray, *, cut: bool) -> Iterator[t
     for source in corpus.sources:
         count = len(source.rows)
         kept = (
-            np.fromiter((first_turn(row) is not None for row in source), bool, count) if cut else np.ones(count, bool)
+            np.fromiter((first_turn(row) is not None for row in source), bool, count)
+            if cut and has_turns(source.entry)
+            else np.ones(count, bool)
         )
         yield source, clusters[start : start + count], kept
         start += count
