@@ -10,7 +10,8 @@ import pytest
 from untax.demo.demo import BUNDLE
 from untax.errors import UntaxError
 from untax.manifest import NOT_READ, digest_file, digest_model
-from untax.run.done import input_digest, read_yaml, stale_inputs
+from untax.run.done import input_digest, stale_inputs
+from untax.run.yamls import read_yaml
 
 
 @pytest.mark.parametrize("place", ["run", "outputs/run"])

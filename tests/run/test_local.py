@@ -126,7 +126,7 @@ def test_a_killed_runner_takes_its_commands_along(tmp_path, make_node):
         "from untax.run.process import environment, start\n"
         "node = Node('a', 'merge', (sys.executable, '-c', 'import time; time.sleep(60)'), ('outputs/a',))\n"
         "with folder_lock(Path('.untax/lock')) as lock:\n"
-        "    running = start(node, Path('.'), Path('log'), variables=environment(1, None), gpu=None, lock=lock)\n"
+        "    running = start(node, Path('.'), Path('log'), variables=environment(1, ()), gpus=(), lock=lock)\n"
         "    print(running.process.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -232,8 +232,8 @@ def test_a_bad_manifest_is_a_reason_to_run_again(tmp_path, make_node, run_nodes)
 
 
 def test_a_run_on_the_cpu_leaves_gpus_alone():
-    assert environment(1, None, cpu_only=True)["CUDA_VISIBLE_DEVICES"] == ""
-    assert environment(1, 3)["CUDA_VISIBLE_DEVICES"] == "3"
+    assert environment(1, (), cpu_only=True)["CUDA_VISIBLE_DEVICES"] == ""
+    assert environment(1, (3,))["CUDA_VISIBLE_DEVICES"] == "3"
     assert resources("cpu").cpu_only
 
 

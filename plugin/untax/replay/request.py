@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -158,11 +159,7 @@ def make_request(
     Raises:
         UntaxError: something is missing, or two things that were said exclude each other.
     """
-    keys = dict(like.cfg) if like else {}
-    if base is not None:
-        keys["base_model"] = base
-    if trust_remote_code:
-        keys["trust_remote_code"] = True
+    keys, length = laid_over(like, base=base, sequence_len=sequence_len, trust_remote_code=trust_remote_code)
     if not keys.get("base_model"):
         raise UntaxError(
             "The model whose tokenizer counts is not named.", where=where, fix="Name it: --base B, or --like CONFIG."
@@ -179,5 +176,38 @@ def make_request(
         raise UntaxError(
             "This YAML has no instruction data under datasets.", where=where, fix="Add the entry, or say --rows N."
         )
-    length = sequence_len or (like and like.sequence_len) or SEQUENCE_LEN
-    return Request(sources, keys, int(length), rows, like, 1.0 if ratio is None else ratio, by or "rows", seed)
+    return Request(sources, keys, length, rows, like, 1.0 if ratio is None else ratio, by or "rows", seed)
+
+
+def laid_over(
+    like: Like | None, *, base: str | None, sequence_len: int | None, trust_remote_code: bool
+) -> tuple[dict[str, Any], int]:
+    """Axolotl's keys that count, and the length of rows: what was typed, laid over what the YAML says."""
+    typed = {"base_model": base, "trust_remote_code": trust_remote_code or None}
+    keys = {**(like.cfg if like else {}), **{key: value for key, value in typed.items() if value is not None}}
+    return keys, int(sequence_len or (like and like.sequence_len) or SEQUENCE_LEN)
+
+
+def unchanged(
+    manifest: Mapping[str, Any], like: Like, *, base: str | None, sequence_len: int | None, trust_remote_code: bool
+) -> bool:
+    """Whether a YAML says what it said when a replay text was made like it, by the same command line.
+
+    Args:
+        manifest: of the replay text.
+        like: what the YAML says now.
+        base: what was typed, and so on.
+        sequence_len: likewise.
+        trust_remote_code: likewise.
+    """
+    asked = manifest.get("request") or {}
+    keys, length = laid_over(like, base=base, sequence_len=sequence_len, trust_remote_code=trust_remote_code)
+    counted = asked.get("instruction_data", like.record())
+    now = json.loads(json.dumps([keys, length, like.record()]))
+    return [asked.get("cfg"), asked.get("sequence_len"), counted] == now
+
+
+def tokenizer_of(manifest: Mapping[str, Any]) -> str | None:
+    """The folder or hub id of the tokenizer that a replay text was cut by."""
+    keys = (manifest.get("request") or {}).get("cfg") or {}
+    return keys.get("tokenizer_config") or keys.get("base_model")

@@ -14,16 +14,19 @@ from untax.errors import UntaxError
 from untax.evaluate.suites import suite_folder
 from untax.files import disk_error
 from untax.penalty.settings import read_settings as penalty_settings
-from untax.recipes.graph import Node, Plan
 from untax.recipes.checks import is_local
+from untax.recipes.graph import Node, Plan
 from untax.recipes.plan import plan
 from untax.recipes.spec import SPEC_NAME, RunSpec, read_spec
 from untax.report.arms import Row, arm_rows, write_arms
-from untax.run.done import read_yaml, unfinished
+from untax.run.done import unfinished
 from untax.run.local import STATE, Engine, Resources, resources
 from untax.run.lock import folder_lock
+from untax.run.reads import as_read, maker
 from untax.run.screen import Screen
+from untax.run.yamls import read_yaml
 from untax.training.keys import check_plugins
+from untax.training.record import FILE_KEYS
 
 ARMS_FILE = "results/arms.json"
 
@@ -41,7 +44,7 @@ def run_folder(folder: Path, *, jobs: int | None = None, threads: int | None = N
     with folder_lock(folder / STATE / "lock") as lock, Screen(len(expanded.nodes), folder) as screen:
         _introduce(expanded, folder, screen, limits)
         try:
-            Engine(expanded, folder, spec.suite, limits, screen, lock).run()
+            Engine(as_read(expanded, folder), folder, spec.suite, limits, screen, lock).run()
         except OSError as error:
             raise disk_error(error, Path(error.filename or folder)) from error
     return table(spec, expanded, folder)
@@ -62,7 +65,7 @@ def table(spec: RunSpec, expanded: Plan, folder: Path) -> list[Row] | None:
 def todo(expanded: Plan, folder: Path, suite: str | None) -> list[tuple[str, str]]:
     """(node, reason) for all that a run would do now; what waits for an unfinished node counts as well."""
     due: dict[str, str] = {}
-    for node in expanded.nodes:
+    for node in as_read(expanded, folder).nodes:
         waits = [need for need in node.needs if need in due]
         reason = f"after {', '.join(waits)}" if waits else unfinished(node, folder, suite)
         if reason:
@@ -71,10 +74,11 @@ def todo(expanded: Plan, folder: Path, suite: str | None) -> list[tuple[str, str
 
 
 def check_files(expanded: Plan, folder: Path, suite: str | None) -> None:
-    """All that can be known before anything runs: every YAML is there, right, and reads local data that exists.
+    """All that can be known before anything runs: every YAML is there, right, and reads local data that exists or that
+    the run makes before.
 
     Raises:
-        UntaxError: all that is wrong, each with its file and key.
+        UntaxError: all that is wrong, each with its file and key; or nodes that wait for each other.
     """
     problems: list[str] = []
     if suite is not None:
@@ -82,21 +86,26 @@ def check_files(expanded: Plan, folder: Path, suite: str | None) -> None:
     for node in expanded.nodes:
         if node.config is not None:
             content = read_yaml(folder / node.config)
-            problems += _training_problems(node, content, folder) if node.kind == "train" else []
+            problems += _training_problems(node, content, folder, expanded) if node.kind == "train" else []
     if problems:
         raise UntaxError(
             "This run cannot start:\n  - " + "\n  - ".join(problems),
             where=folder,
             fix="Correct these keys (relative paths start at the run folder).",
         )
+    as_read(expanded, folder)
 
 
-def _training_problems(node: Node, content: dict[str, Any], folder: Path) -> list[str]:
-    made_here = content.get("base_model") in {f"outputs/{need}" for need in node.needs}
-    named = [] if made_here else [("base_model", content.get("base_model"))]
+def _training_problems(node: Node, content: dict[str, Any], folder: Path, expanded: Plan) -> list[str]:
     entries = content.get("datasets") or []
+    named = [("base_model", content.get("base_model"))]
     named += [("datasets", entry.get("path")) for entry in entries if isinstance(entry, dict)]
-    problems = [f"{node.config}: {key}: {reason}" for key, path in named if (reason := _unreadable(str(path), folder))]
+    named += [(key, content[key]) for key in FILE_KEYS if content.get(key)]
+    problems = [
+        f"{node.config}: {key}: {reason}"
+        for key, path in named
+        if maker(str(path), expanded.nodes) is None and (reason := _unreadable(str(path), folder))
+    ]
     if content.get("output_dir") != node.outputs[0]:
         problems.append(
             f"{node.config}: output_dir is {content.get('output_dir')}, and the run needs {node.outputs[0]}"
@@ -112,7 +121,9 @@ def _unreadable(path: str, folder: Path) -> str | None:
     place = folder / path
     if place.is_file() and place.stat().st_size == 0:
         return f"{path} is empty"
-    return f"there is no {path}" if is_local(path) and not place.exists() else None
+    # `outputs/x` could be a hub id, and is none here.
+    local = is_local(path) or path.removeprefix("./").startswith("outputs/")
+    return f"there is no {path}" if local and not place.exists() else None
 
 
 def _collect(problems: list[str], where: str, check: Callable[[], object]) -> None:

@@ -14,15 +14,17 @@ from typing import IO
 from untax.errors import UntaxError
 from untax.manifest import MANIFEST_NAME, digest_file, read_manifest
 from untax.recipes.graph import Node, Plan
-from untax.run.done import read_yaml, stale_inputs, unfinished
+from untax.run.done import manifest_name, stale_inputs, unfinished
 from untax.run.process import Running, environment, start
 from untax.run.screen import Screen
+from untax.run.yamls import read_yaml
 from untax.training.started import is_claimed, started_with
 
 STATE = ".untax"
 POLL_SECONDS = 0.1
 # Relative lengths, for the order only: a training dwarfs a merge.
-LENGTH = {"disperse": 1, "train": 10, "merge": 1, "score": 2}
+LENGTH = {"disperse": 1, "replay": 1, "fisher": 3, "train": 10, "merge": 1, "score": 2}
+ON_GPU = ("train", "score", "fisher")
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Resources:
     Attributes:
         jobs: commands at a time.
         threads: threads of each, which its numbers may depend on.
-        gpus: ids that trainings and scorings take one each of; none on a CPU.
+        gpus: ids, of which each training takes as many as its node says, and each scoring and statistic one; none on a
+            CPU.
         cpu_only: whether GPUs that are there are to be left alone.
     """
 
@@ -56,18 +59,22 @@ class Engine:
     due: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     running: list[Running] = field(default_factory=list)
+    gpus_awaited: bool = False
 
     def run(self) -> None:
         """Run everything that is not finished.
 
         Raises:
-            UntaxError: nodes failed; those that do not need them were still run.
+            UntaxError: a node wants more GPUs than there are, and nothing was run; or nodes failed, and those that do
+                not need them were still run.
             KeyboardInterrupt: after what was running has been stopped.
         """
+        check_gpus(self.plan.nodes, self.resources)
         rank = chain_lengths(self.plan.nodes)
         waiting = sorted(self.plan.nodes, key=lambda node: -rank[node.name])
         try:
             while waiting or self.running:
+                self.gpus_awaited = False
                 waiting = [node for node in waiting if not self._advance(node)]
                 self._collect()
                 self.screen.refresh(self.running)
@@ -109,20 +116,30 @@ class Engine:
         return False
 
     def _start(self, node: Node) -> bool:
-        wants_gpu = bool(self.resources.gpus) and node.kind in ("train", "score")
-        gpu = self._free_gpu() if wants_gpu else None
-        if (wants_gpu and gpu is None) or len(self.running) >= self.resources.jobs:
+        gpus = self._free_gpus(node)
+        if gpus is None or len(self.running) >= self.resources.jobs:
             return False
         make_room(node, self.folder)
         log = self.folder / STATE / "logs" / f"{node.name}.log"
-        variables = environment(self.resources.threads, gpu, cpu_only=self.resources.cpu_only)
-        self.running.append(start(node, self.folder, log, variables=variables, gpu=gpu, lock=self.lock))
+        variables = environment(self.resources.threads, gpus, cpu_only=self.resources.cpu_only)
+        self.running.append(start(node, self.folder, log, variables=variables, gpus=gpus, lock=self.lock))
         self.screen.started(node, self.due[node.name])
         return True
 
-    def _free_gpu(self) -> int | None:
-        taken = {running.gpu for running in self.running}
-        return next((gpu for gpu in self.resources.gpus if gpu not in taken), None)
+    def _free_gpus(self, node: Node) -> tuple[int, ...] | None:
+        """The ids that a node gets, none if it needs none; None while too few are free.
+
+        What then stands behind it in the order gets none either: else a training on many would wait for all that take
+        one.
+        """
+        if not self.resources.gpus or node.kind not in ON_GPU:
+            return ()
+        taken = {gpu for running in self.running for gpu in running.gpus}
+        free = sorted(set(self.resources.gpus) - taken)
+        if self.gpus_awaited or len(free) < node.gpus:
+            self.gpus_awaited = True
+            return None
+        return tuple(free[: node.gpus])
 
     def _collect(self) -> None:
         """Wait a moment, then settle what has ended."""
@@ -145,6 +162,24 @@ class Engine:
             return f"ended with exit code {code}; log: {running.log}"
         reason = unfinished(running.node, self.folder, self.suite)
         return None if reason is None else f"ended well, but {reason}; log: {running.log}"
+
+
+def check_gpus(nodes: tuple[Node, ...], resources: Resources) -> None:
+    """Refuse a graph with a node that could never start.
+
+    Raises:
+        UntaxError: naming the nodes, and the GPUs that are there.
+    """
+    there = max(1, len(resources.gpus))  # Without ids, commands find the one GPU by themselves.
+    wanting = [node for node in nodes if node.kind in ON_GPU and node.gpus > there and not resources.cpu_only]
+    if wanting:
+        names, most = ", ".join(node.name for node in wanting), max(node.gpus for node in wanting)
+        ids = f" ({', '.join(map(str, resources.gpus))})" if resources.gpus else ""
+        raise UntaxError(
+            f"{names}: {most} GPUs are wanted at once, and {len(resources.gpus) or 'none'}{ids} can be seen.",
+            where="key gpus of untax.yaml, CUDA_VISIBLE_DEVICES",
+            fix="Set gpus to what there is, or run this on a machine with more.",
+        )
 
 
 def chain_lengths(nodes: tuple[Node, ...]) -> dict[str, float]:
@@ -197,9 +232,12 @@ def _made_again(node: Node, output: Path) -> bool:
     if node.kind == "train":
         return not any(output.rglob("*.safetensors"))
     try:
-        return read_manifest(output) is not None
+        manifest = read_manifest(output, manifest_name(node))
     except UntaxError:
         return False
+    if manifest is not None and node.kind in ("replay", "fisher"):
+        return {path.name for path in output.iterdir()} <= {*manifest["outputs"], manifest_name(node)}
+    return manifest is not None
 
 
 def _set_aside(node: Node, output: Path, folder: Path) -> None:

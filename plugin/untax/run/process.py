@@ -19,6 +19,7 @@ from untax.recipes.graph import Node
 
 STOP_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1
+FIRST_PORT = 29500
 
 
 @dataclass
@@ -28,7 +29,7 @@ class Running:
     node: Node
     process: subprocess.Popen[bytes]
     log: Path
-    gpu: int | None
+    gpus: tuple[int, ...]
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -47,7 +48,9 @@ class Running:
         self.process.wait()
 
 
-def start(node: Node, folder: Path, log: Path, *, variables: dict[str, str], gpu: int | None, lock: IO[str]) -> Running:
+def start(
+    node: Node, folder: Path, log: Path, *, variables: dict[str, str], gpus: tuple[int, ...], lock: IO[str]
+) -> Running:
     """Start a node's command in the run folder; its output goes to ``log``.
 
     Raises:
@@ -75,10 +78,10 @@ def start(node: Node, folder: Path, log: Path, *, variables: dict[str, str], gpu
             pass_fds=(lock.fileno(),),
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
-    return Running(node, process, log, gpu)
+    return Running(node, process, log, gpus)
 
 
-def environment(threads: int, gpu: int | None, *, cpu_only: bool = False) -> dict[str, str]:
+def environment(threads: int, gpus: tuple[int, ...], *, cpu_only: bool = False) -> dict[str, str]:
     """A node's environment: this one's, with its tools first on PATH and its share of the machine."""
     binaries = str(Path(sys.executable).parent)
     variables = {
@@ -90,8 +93,11 @@ def environment(threads: int, gpu: int | None, *, cpu_only: bool = False) -> dic
         "PYTHONHASHSEED": "0",
     }
     variables.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
-    if cpu_only or gpu is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = "" if gpu is None else str(gpu)
+    if cpu_only or gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    if len(gpus) > 1:
+        # torchrun's port, of which trainings side by side need one each.
+        variables.setdefault("PET_MASTER_PORT", str(FIRST_PORT + gpus[0]))
     return variables
 
 
