@@ -27,7 +27,7 @@ out.mkdir(parents=True, exist_ok=True)
 (out / "model.safetensors").write_text(Path(f"configs/{name}.yaml").read_text())
 config = f"configs/{name}.yaml"
 write_manifest(out, what="model", outputs=["model.safetensors"], started=time.time(),
-               config={"path": config, "digest": digest_file(Path(config))}, inputs={})
+               config={"path": config, "digest": digest_file(Path(config))}, inputs={}, training={"steps": 1})
 """
 
 
@@ -50,11 +50,11 @@ def make_node(tmp_path: Path) -> Callable[..., Node]:
 def run_nodes(tmp_path: Path) -> Callable[..., str]:
     """Run a graph with the real engine and return what it said."""
 
-    def run(nodes: Sequence[Node], *, jobs: int = 2) -> str:
+    def run(nodes: Sequence[Node], *, jobs: int = 2, gpus: Sequence[int] = (), cpu_only: bool = False) -> str:
         plan = Plan({}, tuple(nodes), ())
         with folder_lock(tmp_path / STATE / "lock") as lock, Screen(len(nodes), tmp_path) as screen:
             said = screen.console.file = io.StringIO()
-            engine = Engine(plan, tmp_path, None, Resources(jobs, 1), screen, lock)
+            engine = Engine(plan, tmp_path, None, Resources(jobs, 1, tuple(gpus), cpu_only), screen, lock)
             try:
                 engine.run()
             finally:

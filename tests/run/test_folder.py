@@ -56,6 +56,36 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path):
     assert len(edited(plan(demo_spec()), run)) == 6
 
 
+def test_a_yaml_edited_to_read_what_another_node_makes_waits_for_it(tmp_path: Path):
+    run = tmp_path / "run"
+    prepare(run)
+    change(run / "recipes/dpo.yaml", base_model="./outputs/vanilla")
+    expanded = plan(demo_spec())
+    check_files(expanded, run, "demo")
+    assert dict(todo(expanded, run, "demo"))["dpo"] == "after vanilla"
+
+
+def test_a_yaml_edited_to_read_what_comes_of_it_is_refused(tmp_path: Path):
+    run = tmp_path / "run"
+    prepare(run)
+    change(run / "recipes/sft.yaml", base_model="outputs/vanilla")
+    with pytest.raises(UntaxError, match="Nodes wait for each other") as caught:
+        check_files(plan(demo_spec()), run, "demo")
+    assert "sft needs vanilla: recipes/sft.yaml reads outputs/vanilla" in str(caught.value)
+    assert "vanilla needs sft" in str(caught.value)
+
+
+def test_what_no_node_makes_is_missing(tmp_path: Path):
+    run = tmp_path / "run"
+    prepare(run)
+    change(run / "recipes/dpo.yaml", base_model="outputs/vanila")
+    change(run / "recipes/sft-sparse.yaml", delta_ewc=0.1, delta_ewc_fisher="f.safetensors")
+    with pytest.raises(UntaxError) as caught:
+        check_files(plan(demo_spec()), run, "demo")
+    assert "recipes/dpo.yaml: base_model: there is no outputs/vanila" in str(caught.value)
+    assert "recipes/sft-sparse.yaml: delta_ewc_fisher: there is no f.safetensors" in str(caught.value)
+
+
 def test_a_missing_yaml_names_the_command_that_writes_it(tmp_path: Path):
     prepare(tmp_path / "run")
     (tmp_path / "run/recipes/dpo.yaml").unlink()

@@ -104,7 +104,8 @@ def _training_problems(node: Node, content: dict[str, Any], folder: Path, expand
     problems = [
         f"{node.config}: {key}: {reason}"
         for key, path in named
-        if maker(str(path), expanded.nodes) is None and (reason := _unreadable(str(path), folder))
+        if maker(str(path), expanded.nodes) is None
+        and (reason := _unreadable(str(path), folder, file=key in FILE_KEYS))
     ]
     if content.get("output_dir") != node.outputs[0]:
         problems.append(
@@ -117,12 +118,12 @@ def _training_problems(node: Node, content: dict[str, Any], folder: Path, expand
     return problems
 
 
-def _unreadable(path: str, folder: Path) -> str | None:
+def _unreadable(path: str, folder: Path, *, file: bool = False) -> str | None:
     place = folder / path
     if place.is_file() and place.stat().st_size == 0:
         return f"{path} is empty"
-    # `outputs/x` could be a hub id, and is none here.
-    local = is_local(path) or path.removeprefix("./").startswith("outputs/")
+    # `outputs/x` could be a hub id, and is none here; what a key for a file names never is one.
+    local = file or is_local(path) or path.removeprefix("./").startswith("outputs/")
     return f"there is no {path}" if local and not place.exists() else None
 
 
