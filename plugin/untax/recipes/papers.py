@@ -5,12 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-OURS = "ours"
+ZEPHYR_TEMPLATE = (
+    "{%- for message in messages -%}"
+    "{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|assistant|>\\n' }}{%- endif -%}"
+)
+"""Zephyr's chat format: plain text and the end-of-sequence token, so no token is added to the base."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and where it comes from: a paper's table, or ``ours`` with the reason."""
+    """A value and where it comes from: a paper's table, a recipe that a paper names, or ``ours: `` and the reason."""
 
     value: Any
     origin: str
@@ -61,7 +67,7 @@ def paft_sft() -> Settings:
         "learning_rate": Setting(2e-4, zephyr),
         "lr_scheduler": Setting("cosine", zephyr),
         "warmup_ratio": Setting(0.1, zephyr),
-        "weight_decay": Setting(0.0, OURS),
+        "weight_decay": Setting(0.0, "ours: the recipe names none"),
     }
 
 
@@ -84,30 +90,90 @@ def paft_preference() -> Settings:
         "learning_rate": Setting(5e-6, zephyr),
         "lr_scheduler": Setting("cosine", zephyr),
         "warmup_ratio": Setting(0.1, zephyr),
-        "weight_decay": Setting(0.0, OURS),
+        "weight_decay": Setting(0.0, "ours: the recipe names none"),
+    }
+
+
+def paft_orpo() -> Settings:
+    """PAFT, appendix A: ORPO instead of DPO. It gives no setting of ORPO; the rest stays the recipe's DPO."""
+    changed = {
+        "rl": Setting("orpo", "PAFT appendix A"),
+        "orpo_alpha": Setting(0.1, "ORPO's own lambda (Hong et al. 2024); PAFT gives none"),
+        "learning_rate": Setting(8e-6, "ours: TRL's example for ORPO; PAFT gives none"),
+    }
+    kept = {key: setting for key, setting in paft_preference().items() if key != "rl_beta"}
+    return {"rl": changed["rl"], "orpo_alpha": changed["orpo_alpha"], **kept, **changed}
+
+
+def chat(pad_token: str | None) -> Settings:
+    """The chat format of the Zephyr recipe.
+
+    Args:
+        pad_token: for a base that has none.
+    """
+    padding = {} if pad_token is None else {"special_tokens": padded_with(pad_token)}
+    return {
+        "chat_template": Setting("jinja", "Zephyr recipe: its format is not one of Axolotl's"),
+        "chat_template_jinja": Setting(ZEPHYR_TEMPLATE, "Zephyr recipe: plain text, no token is added, no thinking"),
+        **padding,
+    }
+
+
+def padded_with(token: str) -> Setting:
+    """A padding token for a base that has none; the loss is not on padding."""
+    return Setting({"pad_token": token}, "ours: the base has no padding token")
+
+
+def current_sft() -> Settings:
+    """What the recipes for current bases have other than the Zephyr recipe's SFT."""
+    return {
+        "gradient_accumulation_steps": Setting(8, "ours: 4 x 8 = 32 rows a step; these mixes have many more rows"),
+    }
+
+
+def current_preference() -> Settings:
+    """What the recipes for current bases have other than the Zephyr recipe's DPO."""
+    return {
+        "sequence_len": Setting(2048, "ours: pairs of current mixes are longer than 1024 tokens"),
+        "micro_batch_size": Setting(2, "ours: 2 x 8 = 16 pairs a step, as in the Zephyr recipe, in less memory"),
+        "gradient_accumulation_steps": Setting(8, "ours: see micro_batch_size"),
+    }
+
+
+def small_sft() -> Settings:
+    """What a base of 0.1B parameters has other than ``current_sft``."""
+    return {"learning_rate": Setting(1e-3, "ours: the smaller the base, the higher the rate")}
+
+
+def small_preference() -> Settings:
+    """What a base of 0.1B parameters has other than ``current_preference``."""
+    return {
+        "lora_r": Setting(32, "ours: the recipe's 128 would be a quarter of this base's width"),
+        "lora_alpha": Setting(32, "ours: as the rank, as in the recipe"),
     }
 
 
 def device_settings(device: str) -> Settings:
     """Precision, kernels and checkpoints for ``cpu`` or ``cuda``; none of it is in the papers."""
     if device == "cpu":
+        kernels = "ours: Axolotl's Triton kernels need a GPU"
         return {
             "bf16": Setting(False, "ours: full precision on a CPU"),
-            "fp16": Setting(False, OURS),
-            "tf32": Setting(False, OURS),
-            "lora_mlp_kernel": Setting(False, "ours: Axolotl's Triton kernels need a GPU"),
-            "lora_qkv_kernel": Setting(False, OURS),
-            "lora_o_kernel": Setting(False, OURS),
+            "fp16": Setting(False, "ours: full precision on a CPU"),
+            "tf32": Setting(False, "ours: GPUs only"),
+            "lora_mlp_kernel": Setting(False, kernels),
+            "lora_qkv_kernel": Setting(False, kernels),
+            "lora_o_kernel": Setting(False, kernels),
             "dataset_num_proc": Setting(1, "ours: starting workers costs more than it saves on small data"),
-            "dataloader_num_workers": Setting(0, OURS),
+            "dataloader_num_workers": Setting(0, "ours: see dataset_num_proc"),
             "save_strategy": Setting("no", "ours: short runs start over"),
         }
     return {
         "bf16": Setting("auto", "ours: bfloat16 where the GPU has it, else float16 as in DTM table 10"),
-        "tf32": Setting(True, OURS),
+        "tf32": Setting(True, "ours: faster where there is float32 left"),
         "gradient_checkpointing": Setting(True, "ours: trades a third more time for most of the activations' memory"),
-        "saves_per_epoch": Setting(1, OURS),
-        "save_total_limit": Setting(1, OURS),
+        "saves_per_epoch": Setting(1, "ours: what an interrupted training can lose"),
+        "save_total_limit": Setting(1, "ours: the last checkpoint is enough to continue"),
         "auto_resume_from_checkpoints": Setting(True, "ours: the same command continues an interrupted training"),
     }
 
@@ -127,11 +193,29 @@ def origin(key: str, value: Any, *, settings: str | None, kind: str, device: str
         kind: the training: ``sft`` or ``preference``.
         device: ``cpu`` or ``cuda``.
     """
-    papers = {
-        ("dtm", "sft"): (dtm_sft(), dtm_sft(5e-5)),
-        ("paft", "sft"): (paft_sft(),),
-        ("paft", "preference"): (paft_preference(),),
-    }
-    known = [*papers.get((settings or "", kind), ()), device_settings(device)]
+    known = [*_known(settings, kind), device_settings(device)]
     found = (one[key] for one in known if key in one and one[key].value == value)
     return next((setting.origin for setting in found), "")
+
+
+def _known(settings: str | None, kind: str) -> list[Settings]:
+    """The settings that values of a training can be, those of the paper itself first."""
+    paddings: list[Settings] = [{"special_tokens": padded_with(token)} for token in PADDINGS]
+    if settings == "dtm" and kind == "sft":
+        return [dtm_sft(), dtm_sft(5e-5), *paddings]
+    if settings == "paft" and kind == "sft":
+        return [paft_sft(), chat(None), current_sft(), small_sft(), *paddings]
+    if settings == "paft" and kind == "preference":
+        changed = [paft_orpo(), current_preference(), small_preference()]
+        return [paft_preference(), *_methods(), chat(None), *changed, *paddings]
+    return []
+
+
+def _methods() -> list[Settings]:
+    from untax.recipes.preference import METHODS
+
+    return [method.defaults for method in METHODS.values()]
+
+
+PADDINGS = ("</s>", "<|end_of_text|>", "<|endoftext|>")
+"""End-of-sequence tokens with which bases without a padding token are padded: Llama 2 and Mistral, Llama 3, SmolLM2."""
