@@ -206,7 +206,7 @@ def _write(spec: RunSpec, out: Path, options: dict[str, Any], *, source: Path | 
     act = changes if options["dry_run"] or options["diff"] else write_run_folder
     made = act(spec, out, force=options["force"], source=source)
     if options["diff"]:
-        click.echo(made.diff(out) or f"{out}: nothing would change.", nl=False)
+        click.echo(made.diff(out) or f"{out}: nothing would change.\n", nl=False)
         return
     _tell(made, out, dry=options["dry_run"])
     for warning in long_warmups(spec, rows) if rows is not None else []:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from untax.errors import near_names
 from untax.recipes.checks import refuse, soup_problems, twice, unknown_name
+from untax.recipes.preference import METHODS
 
 MERGES = (
     *("average", "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp", "nuslerp"),
@@ -37,6 +38,18 @@ def _finite(value: float) -> float:
     if not math.isfinite(value):
         raise ValueError("lambda is a finite number >= 0")
     return value
+
+
+def _methods(names: list[str]) -> list[str]:
+    known = list(METHODS)
+    refuse([f"unknown method '{name}'. {near_names(name, known)}" for name in names if name not in METHODS])
+    return names
+
+
+def _trainings(names: list[str]) -> list[str]:
+    known = ["sft", "sft-sparse", *METHODS]
+    refuse([f"unknown training '{name}'. {near_names(name, known)}" for name in names if name not in known])
+    return names
 
 
 class Strict(BaseModel):
@@ -111,7 +124,7 @@ Scale = Annotated[float, Field(gt=0, le=2)]
 Scales = Annotated[list[Scale], Field(min_length=1), AfterValidator(each_once)]
 Merges = Annotated[list[Merge], Field(min_length=1), AfterValidator(_each_merge_once)]
 Lambda = Annotated[float, Field(ge=0), AfterValidator(_finite)]
-Preferences = Annotated[list[str], Field(min_length=1), AfterValidator(each_once)]
+Preferences = Annotated[list[str], Field(min_length=1), AfterValidator(each_once), AfterValidator(_methods)]
 Sft = Annotated[list[Literal["dense", "sparse"]], Field(min_length=1), AfterValidator(each_once)]
 
 
@@ -320,7 +333,7 @@ class Individual(Sparse, Arm):
     """
 
     arm: Literal["individual"] = "individual"
-    of: Annotated[list[str], Field(min_length=1), AfterValidator(each_once)]
+    of: Annotated[list[str], Field(min_length=1), AfterValidator(each_once), AfterValidator(_trainings)]
 
     def trains_on(self) -> tuple[str, ...]:
         """What its trainings need."""

@@ -147,7 +147,7 @@ class Collected:
         return [*chosen, *(["--", *self.spec.launcher_args] if self.spec.launcher_args else [])]
 
     def _origin(self, keys: dict[str, Any]) -> Callable[[str, Any], str]:
-        kind = "preference" if keys.get("rl") else "sft"
+        kind = str(keys.get("rl") or "sft")
         return partial(origin, settings=self.spec.settings, kind=kind, device=self.spec.device)
 
 

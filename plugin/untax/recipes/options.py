@@ -25,12 +25,13 @@ def sft_settings(paper: str) -> Settings:
 def preference_settings(methods: list[str]) -> dict[str, dict[str, Any]]:
     """The sections of ``training`` for these methods: DPO's of the Zephyr recipe, and what differs for each other."""
     shared = {key: setting.value for key, setting in paft_preference().items()}
+    methods = [name for name in methods if name in METHODS]
     first = methods[0] if methods else "dpo"
     keys = {key for method in METHODS.values() for key in method.keys}
-    own = {name: {key: one.value for key, one in METHODS[name].defaults.items()} for name in methods if name in METHODS}
+    own = {name: {key: one.value for key, one in METHODS[name].defaults.items()} for name in methods}
     if first != "dpo":
         shared = {key: value for key, value in shared.items() if key not in keys}
-        shared = {**shared, "rl": METHODS[first].rl if first in METHODS else first, **own.get(first, {})}
+        shared = {**shared, "rl": METHODS[first].rl, **own.get(first, {})}
     return {"preference": shared, **{name: own[name] for name in methods[1:] if own.get(name) and name != "dpo"}}
 
 

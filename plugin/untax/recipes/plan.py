@@ -7,6 +7,7 @@ from typing import Any
 
 from untax.recipes import merges
 from untax.recipes.arms import (
+    KINDS,
     L2,
     Arm,
     Dtm,
@@ -56,8 +57,13 @@ def plan(spec: RunSpec, *, folder: str = ".", layout: Layout | None = None) -> P
 
 
 def _named_by_kind_first(spec: RunSpec) -> list[tuple[str, Any]]:
-    """Arms that are called by their kind come first, so that no other arm can take the names of what they make."""
-    return sorted(spec.arms.items(), key=lambda item: item[0] != item[1].arm)
+    """Arms that are called by their kind come first, so that no other arm can take the names of what they make.
+
+    They come in one order, whatever the recipe's: who of two arms names what they share must not depend on it.
+    """
+    kinds = list(KINDS)
+    others = len(kinds)
+    return sorted(spec.arms.items(), key=lambda item: kinds.index(item[0]) if item[0] == item[1].arm else others)
 
 
 class _Arms:

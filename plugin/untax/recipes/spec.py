@@ -271,10 +271,16 @@ def _validated(content: Any, context: dict[str, Any]) -> tuple[RunSpec | None, l
 
 
 def _without(content: dict[str, Any], wrong: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """The content without the keys that are wrong; of the arms, without the wrong ones."""
+    """The content without the keys that are wrong; an arm is left out only where it is wrong as a whole."""
     whole = {place[0] for place in wrong if place and (place[0] != "arms" or len(place) == 1)}
     left = {"base": "some/base", **{key: value for key, value in content.items() if key not in whole}}
     if isinstance(left.get("arms"), dict):
-        bad = {place[1] for place in wrong if place[:1] == ("arms",) and len(place) > 1}
-        left["arms"] = {name: arm for name, arm in left["arms"].items() if name not in bad}
+        places = [place[1:] for place in wrong if place[:1] == ("arms",) and len(place) > 1]
+        whole_arms = {name for name, *rest in places if len(rest) < 2}
+        keys = {(name, rest[1]) for name, *rest in places if len(rest) > 1}
+        left["arms"] = {
+            name: {key: value for key, value in (arm or {}).items() if (name, key) not in keys}
+            for name, arm in left["arms"].items()
+            if name not in whole_arms
+        }
     return left

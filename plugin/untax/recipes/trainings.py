@@ -27,15 +27,15 @@ def preference_keys(spec: RunSpec, method: str) -> dict[str, Any]:
     """The recipe's keys of a preference training.
 
     What ``training.preference`` says of the recipe's own method (its beta, say) does not hold for another one, which
-    has its own defaults instead.
+    has its own defaults instead; nor do keys with which Axolotl would not start the other method.
     """
     known = METHODS[method]
     shared = spec.training.preference
-    own: dict[str, Any] = {}
     if method != spec.method:
-        shared = {key: value for key, value in shared.items() if key not in METHOD_KEYS}
-        own = {key: setting.value for key, setting in known.defaults.items() if key in known.keys}
-    keys = _over(spec, {**shared, **own, **getattr(spec.training, method)})
+        lost = METHOD_KEYS | set(known.refused)
+        own = {key: setting.value for key, setting in known.defaults.items()}
+        shared = {**own, **{key: value for key, value in shared.items() if key not in lost}}
+    keys = _over(spec, {**shared, **getattr(spec.training, method)})
     keys = {key: value for key, value in keys.items() if key not in FREE_PENALTY_KEYS}
     return {**keys, "rl": known.rl}
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from untax.errors import near_names
 from untax.recipes import preference
-from untax.recipes.arms import Ewc, Individual
+from untax.recipes.arms import Ewc
 from untax.recipes.checks import adapter_problems
 from untax.recipes.preference import METHODS
 from untax.recipes.spec import RunSpec
@@ -27,7 +27,7 @@ def whole_problems(spec: RunSpec, *, unknown: Collection[str] = ()) -> list[str]
     found = [*wrong, *_missing_data(spec, unknown)]
     known = {name: arms for name, arms in methods.items() if name in METHODS}
     if not {"training", "axolotl"} & set(unknown):
-        found += _no_adapters(spec, known)
+        found += _trainings(spec, known)
     if not {"preference", "training"} & set(unknown):
         found += _pairs(spec, known)
     found += _replay(spec)
@@ -46,9 +46,10 @@ def _methods(spec: RunSpec) -> dict[str, list[str]]:
 
 
 def _unknown_methods(methods: dict[str, list[str]]) -> list[str]:
+    """Methods that an arm names are checked there; this one is the recipe's own."""
     known = list(METHODS)
     return [
-        f"arms.{', arms.'.join(arms)}: unknown preference method '{name}'. {near_names(name, known)}"
+        f"training.preference.rl: unknown name '{name}' ({', '.join(arms)}). {near_names(name, known)}"
         for name, arms in methods.items()
         if name not in METHODS
     ]
@@ -60,7 +61,7 @@ def _missing_data(spec: RunSpec, unknown: Collection[str]) -> list[str]:
         arms = [name for name, arm in spec.arms.items() if data in arm.trains_on()]
         if arms and not getattr(spec, data) and data not in unknown:
             other = " (or name its Fisher information: fisher)" if data == "replay" and _only_ewc(spec, arms) else ""
-            found.append(f"{data} is missing: {', '.join(arms)} need {what}{other}")
+            found.append(f"{data} is missing: {', '.join(arms)} cannot do without {what}{other}")
     return found
 
 
@@ -68,12 +69,14 @@ def _only_ewc(spec: RunSpec, arms: list[str]) -> bool:
     return all(isinstance(spec.arms[name], Ewc) for name in arms)
 
 
-def _no_adapters(spec: RunSpec, methods: dict[str, list[str]]) -> list[str]:
+def _trainings(spec: RunSpec, methods: dict[str, list[str]]) -> list[str]:
     sft = [name for name, arm in spec.arms.items() if "sft" in arm.trains_on()]
     found = adapter_problems("training.sft", sft_keys(spec), sft)
     for method, arms in methods.items():
         key = "training.preference" if not getattr(spec.training, method) else f"training.{method}"
         found += adapter_problems(key, preference_keys(spec, method), arms)
+        for problem in preference.key_problems(method, preference_keys(spec, method)):
+            found.append(f"{key}, for {method} ({', '.join(arms)}): {problem}")
     return list(dict.fromkeys(found))
 
 
@@ -85,7 +88,7 @@ def _pairs(spec: RunSpec, methods: dict[str, list[str]]) -> list[str]:
         if isinstance(spec.preference, dict) and entries is None:
             found.append(f"preference.{method} is missing: {', '.join(arms)} train with {method}")
         for index, entry in enumerate(entries or []):
-            for problem in preference.entry_problems(method, entry):
+            for problem in preference.entry_problems(method, entry, own=isinstance(spec.preference, dict)):
                 found.append(f"preference entry {index}, for {method} ({', '.join(arms)}): {problem}")
     return found
 
@@ -109,9 +112,6 @@ def _plan_problems(spec: RunSpec) -> list[str]:
     """Two arms that write one output, and settings of trainings that there are not."""
     from untax.recipes.plan import TwoOutputs, plan
 
-    for name, arm in spec.arms.items():
-        if isinstance(arm, Individual) and not arm.trains_on():
-            return [f"arms.{name}.of names no training"]
     try:
         nodes = [node.name for node in plan(spec).nodes if node.kind == "train"]
     except TwoOutputs as error:
