@@ -19,6 +19,7 @@ from untax.files import disk_error
 COMMANDS = {
     "demo": "The whole job on a bundled 260k-parameter model, on a CPU, in minutes.",
     "recipe": "Write a run folder: Axolotl and mergekit YAMLs for DTM or PAFT.",
+    "check": "Say what is wrong with a run folder and what it will cost, before anything runs.",
     "disperse": "Split a corpus into clusters, as an Axolotl YAML says.",
     "interference": "Measure how much adapters get in each other's way, before merging them.",
     "merge": "Merge models and adapters: mergekit-yaml's arguments and options.",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from untax.errors import UntaxError
 from untax.recipes.cost.architecture import from_config
 from untax.recipes.cost.known import LLAMA2_7B, MISTRAL_7B
-from untax.recipes.cost.memory import OVERHEAD, PENALTY_BLOCK, training_memory
+from untax.recipes.cost.memory import OVERHEAD, training_memory
 from untax.recipes.cost.trained import trained
 
 from .models import ALL, MLP, model
@@ -94,12 +94,14 @@ def test_four_bits() -> None:
 
 
 def test_penalties() -> None:
-    """A block of rows on a GPU, one more for F; full fine-tuning keeps a copy of what it trains, unless told not to."""
-    assert training_memory(LLAMA2_7B, {**LORA, "delta_l1": 1e-4}).penalty == PENALTY_BLOCK
-    assert training_memory(LLAMA2_7B, {**LORA, "delta_ewc": 1.0, "delta_fisher": "f"}).penalty == 2 * PENALTY_BLOCK
+    """A block of rows, one more for F; full fine-tuning keeps a copy of what it trains, unless told not to."""
+    block = 64 << 20
+    assert training_memory(LLAMA2_7B, {**LORA, "delta_l1": 1e-4}).penalty == block
+    assert training_memory(LLAMA2_7B, {**LORA, "delta_l1": 1e-4}, "cpu").penalty == 1 << 20
+    assert training_memory(LLAMA2_7B, {**LORA, "delta_ewc": 1.0, "delta_ewc_fisher": "f"}).penalty == 2 * block
     count = LLAMA2_7B.parameters()
-    assert training_memory(LLAMA2_7B, {**FULL, "delta_l2": 1.0}).penalty == 2 * count + PENALTY_BLOCK
-    assert training_memory(LLAMA2_7B, {**FULL, "delta_l2": 1.0, "delta_base": "reread"}).penalty == PENALTY_BLOCK
+    assert training_memory(LLAMA2_7B, {**FULL, "delta_l2": 1.0}).penalty == 2 * count + block
+    assert training_memory(LLAMA2_7B, {**FULL, "delta_l2": 1.0, "delta_base": "reread"}).penalty == block
 
 
 def test_batch() -> None:

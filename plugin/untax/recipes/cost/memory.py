@@ -15,8 +15,8 @@ from untax.recipes.cost.trained import Trained, trained
 OVERHEAD = 1_500_000_000
 """CUDA's context, libraries' workspaces and what lies unused between blocks; ours, a round number."""
 
-PENALTY_BLOCK = 64 << 20
-"""What ``delta_*`` keys work on at a time on a GPU, and once more for F."""
+PENALTY_BLOCK = {"cuda": 64 << 20, "cpu": 1 << 20}
+"""What ``delta_*`` keys work on at a time, and once more for F."""
 
 FUSED_LOSSES = ("CutCrossEntropyPlugin", "LigerPlugin")
 """Plugins that compute the loss without all logits at once, if they are told to."""
@@ -92,7 +92,7 @@ def training_memory(
         gradients=count * each,
         optimizer=count * state_bytes(keys, each),
         reference=weight_bytes(architecture, keys) if how.reference and what.full else 0,
-        penalty=_penalty(keys, count * each, whole=what.full) if penalised else 0,
+        penalty=_penalty(keys, count * each, PENALTY_BLOCK[device], whole=what.full) if penalised else 0,
         activations=kept(architecture, what, step),
         logits=0 if _fused(keys) else _logits(architecture, step, how),
         backward=_backward(architecture, what, step),
@@ -129,9 +129,9 @@ def _fused(keys: Mapping[str, Any]) -> bool:
     return not keys.get("rl") and (cut or liger or bool(keys.get("chunked_cross_entropy")))
 
 
-def _penalty(keys: Mapping[str, Any], trained_bytes: int, *, whole: bool) -> int:
+def _penalty(keys: Mapping[str, Any], trained_bytes: int, block: int, *, whole: bool) -> int:
     copy = trained_bytes if whole and keys.get("delta_base", "keep") == "keep" else 0
-    return copy + PENALTY_BLOCK * (2 if keys.get("delta_ewc") else 1)
+    return copy + block * (2 if keys.get("delta_ewc") else 1)
 
 
 def _logits(architecture: Architecture, step: Step, how: Method) -> int:

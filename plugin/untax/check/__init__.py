@@ -1,0 +1,1 @@
+"""``untax check``: what can be known of a run folder before anything runs."""

@@ -1,0 +1,154 @@
+"""The datasets of the trainings: their columns, their answers, and what Axolotl makes of their rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from untax.check.axolotl_rows import ROW_KEYS, Tokens, chat_template, tokenised
+from untax.check.columns import Answers, missing_columns, needed_columns, read_answers
+from untax.check.findings import Finding, State, counted
+from untax.check.hub import is_cached, is_hub_name, nothing_downloaded
+from untax.check.lengths import Lengths, Part, measure
+from untax.check.sample import Sample, take_samples
+from untax.check.tokenizers import Tokenizers
+from untax.check.trainings import Training
+from untax.errors import UntaxError
+from untax.recipes.graph import Plan
+from untax.run.reads import maker
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Datasets:
+    """Looks at each dataset entry once, however many trainings read it in the same way.
+
+    Attributes:
+        plan: of the run folder.
+        folder: the run folder, which is the present one too.
+        rows: how many of each source are looked at.
+        tokenizers: by base.
+        say: for progress.
+    """
+
+    plan: Plan
+    folder: Path
+    rows: int
+    tokenizers: Tokenizers
+    say: Say
+    findings: list[Finding] = field(default_factory=list)
+    _seen: dict[str, list[Part] | None] = field(default_factory=dict)
+
+    def lengths(self, training: Training) -> Lengths | None:
+        """The lengths of a training's rows; None if some of its data could not be looked at."""
+        parts: list[Part] = []
+        complete = bool(training.entries)
+        for index, entry in enumerate(training.entries):
+            found = self._entry(training, index, entry)
+            parts += found or []
+            complete = complete and found is not None
+        if not complete:
+            return None
+        strategy = str(training.keys.get("excess_length_strategy") or "drop").lower()
+        return measure(
+            parts,
+            limit=int(training.keys.get("sequence_len") or 512),
+            strategy=strategy,
+            share=training.share,
+            preference=bool(training.keys.get("rl")),
+        )
+
+    def _entry(self, training: Training, index: int, entry: dict[str, Any]) -> list[Part] | None:
+        keys = training.keys
+        relevant = {key: keys.get(key) for key in (*ROW_KEYS, "disperse_first_turn", "seed") if key != "base_model"}
+        known = json.dumps([training.base, relevant, entry], sort_keys=True, default=str)
+        if known not in self._seen:
+            self._seen[known] = self._look(training, f"{training.config}: datasets, entry {index}", entry)
+        return self._seen[known]
+
+    def _look(self, training: Training, where: str, entry: dict[str, Any]) -> list[Part] | None:
+        path = str(entry["path"])
+        made_by = maker(path, self.plan.nodes)
+        if made_by is not None and not (self.folder / path).exists():
+            self.findings.append(Finding("unknown", where, f"{path} is not made yet: {made_by} makes it"))
+            return None
+        if is_hub_name(path, self.folder) and not entry.get("data_files") and not is_cached("dataset", path):
+            self.findings.append(Finding("unknown", where, f"{path}: its rows are not on this machine"))
+            return None
+        self.say(f"reading {path}")
+        try:
+            with nothing_downloaded():
+                samples = take_samples(entry, training.keys, self.rows)
+        except UntaxError as error:
+            state: State = "unknown" if is_hub_name(path, self.folder) else "fail"
+            self.findings.append(Finding(state, where, error.problem, error.fix or ""))
+            return None
+        parts = [self._sample(training, where, sample) for sample in samples]
+        return None if None in parts else [part for part in parts if part is not None]
+
+    def _sample(self, training: Training, where: str, sample: Sample) -> Part | None:
+        """Columns, answers and tokens, in this order: each says more plainly what the next would stumble over."""
+        rl = training.keys.get("rl")
+        if sample.without_turn:
+            text = f"{sample.without_turn:,} of {sample.looked_at:,} rows have no complete first turn and are left out"
+            self.findings.append(Finding("note" if sample.numbers else "fail", where, text))
+        if not sample.numbers:
+            return None
+        missing = missing_columns(needed_columns(sample.entry, rl), sample.rows.column_names)
+        if missing:
+            there = ", ".join(sample.rows.column_names)
+            text = f"{sample.source.name} has no column {', '.join(missing)}, which its type reads; it has {there}"
+            fix = "Correct `type:`, or name the columns (field_...) that hold the text."
+            self.findings.append(Finding("fail", where, text, fix))
+            return None
+        found = answer_findings(read_answers(sample.by_number(), sample.entry, rl), where)
+        self.findings += found
+        tokens = self._tokens(training, where, sample)
+        if tokens is None:
+            return None
+        if not found:
+            looked_at = f"{len(sample.numbers):,} of its {sample.total:,} rows have what its type reads"
+            self.findings.append(Finding("ok", where, f"{sample.source.name}: {looked_at}"))
+        return Part(tokens, sample.total * (len(sample.numbers) / sample.looked_at) / len(sample.numbers))
+
+    def _tokens(self, training: Training, where: str, sample: Sample) -> list[Tokens] | None:
+        tokenizer = self.tokenizers.of(training)
+        if tokenizer is None:
+            return None
+        try:
+            self._template(training, where, sample.entry, tokenizer)
+            self.say(f"tokenising {len(sample.numbers):,} of {sample.total:,} rows of {sample.source.name}")
+            return tokenised(sample.rows, sample.numbers, training.keys, sample.entry, tokenizer)
+        except UntaxError as error:
+            at = f"{where}: {error.where}" if error.where else where
+            self.findings.append(Finding("fail", at, error.problem, error.fix or ""))
+            return None
+
+    def _template(self, training: Training, where: str, entry: dict[str, Any], tokenizer: Any) -> None:
+        kind = entry.get("type")
+        if not isinstance(kind, str) or "chat_template" not in kind:
+            return
+        own = chat_template(training.keys, entry, tokenizer) == tokenizer.chat_template
+        named = entry.get("chat_template") or training.keys.get("chat_template")
+        text = f"chat template: {named or 'tokenizer_default'}" + (", the tokenizer's own" if own and not named else "")
+        self.findings.append(Finding("ok", where, text))
+
+
+def answer_findings(answers: Answers, where: str) -> list[Finding]:
+    """What is wrong with rows' answers: none at all is a failure, some are worth knowing."""
+    found = []
+    for rows, what in ((answers.empty, "have no answer, or an empty one"), (answers.equal, "chose what they rejected")):
+        if rows:
+            every = len(rows) == answers.rows
+            fix = "Correct `type:` or its fields." if every else "Remove these rows, if it was not meant so."
+            text = f"{counted(rows, answers.rows)} {what}"
+            found.append(Finding("fail" if every else "note", where, text, fix))
+    if answers.labels in (0, answers.rows):
+        which = "desirable" if answers.labels else "undesirable"
+        text = f"all {answers.rows:,} rows are {which}: KTO learns from both kinds"
+        found.append(Finding("note", where, text, "Check the column label."))
+    return found
