@@ -13,7 +13,36 @@ from untax.merge.references import read_references
 from .tiny_models import make_adapter, make_base, relative_error, untax_merge, weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((REPOSITORY / "mergekit_configs").rglob("*.yaml"))
+ALL = sorted((REPOSITORY / "mergekit_configs").rglob("*.yaml"))
+
+
+def one_of_each() -> list[Path]:
+    """A configuration of each kind: the others differ from it in the names of models and the dtype only."""
+    found: dict[str, Path] = {}
+    for path in ALL:
+        config = yaml.safe_load(path.read_text())
+        names = {name: f"model {number}" for number, name in enumerate(_names(config))}
+        kind = {**config, "out_dtype": None, "base_model": names.get(config.get("base_model"))}
+        kind["models"] = [{**model, "model": names[model["model"]]} for model in config["models"]]
+        found.setdefault(yaml.safe_dump(kind), path)
+    return list(found.values())
+
+
+def _names(config: dict[str, Any]) -> list[str]:
+    named = [config.get("base_model"), *(model["model"] for model in config["models"])]
+    return list(dict.fromkeys(name for name in named if name is not None))
+
+
+CONFIGS = one_of_each()
+
+
+def test_every_method_of_every_preset_is_among_them() -> None:
+    def methods(paths: list[Path]) -> set[tuple[str, int]]:
+        configs = [yaml.safe_load(path.read_text()) for path in paths]
+        return {(config["merge_method"], len(config["models"])) for config in configs}
+
+    assert methods(CONFIGS) == methods(ALL)
+    assert len(CONFIGS) < len(ALL)
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,13 @@ import yaml
 
 from untax.recipes import papers
 from untax.recipes.papers import origin, values
+from untax.recipes.preference import METHODS
 from untax.recipes.presets import PRESETS
+from untax.recipes.presets.paft import ORPO
 
 REPOSITORY = Path(__file__).parents[2]
 TRAININGS = [path for path in sorted((REPOSITORY / "recipes").rglob("*.yaml")) if path.name != "untax.yaml"]
-ORIGIN = re.compile(r"(DTM|PAFT|Zephyr recipe|ORPO's own)\b.*|ours: \S.*")
+ORIGIN = re.compile(r"(?:DTM|PAFT|Zephyr recipe|TRL's|KTO paper|SimPO paper|SimPO has|Axolotl does)\b.*|ours: \S.*")
 
 # Disperse-Then-Merge, table 10: all but the learning rate are the same for its bases.
 TABLE_10 = {
@@ -76,7 +78,7 @@ def test_the_batch_is_table_10s():
 
 
 def test_orpo_is_dpos_recipe_with_orpos_own_keys():
-    orpo, dpo = values(papers.paft_orpo()), values(papers.paft_preference())
+    orpo, dpo = values(ORPO), values(papers.paft_preference())
     changed = {key for key in {*orpo, *dpo} if orpo.get(key) != dpo.get(key)}
     assert changed == {"rl", "rl_beta", "orpo_alpha", "learning_rate"}
     assert (orpo["rl"], orpo["orpo_alpha"], "rl_beta" in orpo) == ("orpo", 0.1, False)
@@ -88,7 +90,8 @@ def test_every_setting_says_where_it_comes_from(device: str):
         papers.dtm_sft(),
         papers.paft_sft(),
         papers.paft_preference(),
-        papers.paft_orpo(),
+        *(method.defaults for method in METHODS.values()),
+        ORPO,
         papers.chat("</s>"),
         papers.current_sft(),
         papers.current_preference(),

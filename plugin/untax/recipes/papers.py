@@ -94,17 +94,6 @@ def paft_preference() -> Settings:
     }
 
 
-def paft_orpo() -> Settings:
-    """PAFT, appendix A: ORPO instead of DPO. It gives no setting of ORPO; the rest stays the recipe's DPO."""
-    changed = {
-        "rl": Setting("orpo", "PAFT appendix A"),
-        "orpo_alpha": Setting(0.1, "ORPO's own lambda (Hong et al. 2024); PAFT gives none"),
-        "learning_rate": Setting(8e-6, "ours: TRL's example for ORPO; PAFT gives none"),
-    }
-    kept = {key: setting for key, setting in paft_preference().items() if key != "rl_beta"}
-    return {"rl": changed["rl"], "orpo_alpha": changed["orpo_alpha"], **kept, **changed}
-
-
 def chat(pad_token: str | None) -> Settings:
     """The chat format of the Zephyr recipe.
 
@@ -190,7 +179,7 @@ def origin(key: str, value: Any, *, settings: str | None, kind: str, device: str
         key: the key.
         value: its value.
         settings: the paper that the recipe's settings were taken from: ``dtm``, ``paft`` or None.
-        kind: the training: ``sft`` or ``preference``.
+        kind: the training: ``sft``, ``preference``, or the name of a preference method.
         device: ``cpu`` or ``cuda``.
     """
     known = [*_known(settings, kind), device_settings(device)]
@@ -205,17 +194,20 @@ def _known(settings: str | None, kind: str) -> list[Settings]:
         return [dtm_sft(), dtm_sft(5e-5), *paddings]
     if settings == "paft" and kind == "sft":
         return [paft_sft(), chat(None), current_sft(), small_sft(), *paddings]
-    if settings == "paft" and kind == "preference":
-        changed = [paft_orpo(), current_preference(), small_preference()]
-        return [paft_preference(), *_methods(), chat(None), *changed, *paddings]
+    if settings == "paft" and kind != "sft":
+        return [paft_preference(), *_methods(kind), chat(None), current_preference(), small_preference(), *paddings]
     return []
 
 
-def _methods() -> list[Settings]:
+def _methods(kind: str) -> list[Settings]:
+    """What a preference method has other than the recipe's DPO; of all methods, where only ``preference`` is known."""
     from untax.recipes.preference import METHODS
 
-    return [method.defaults for method in METHODS.values()]
+    methods = [METHODS[kind]] if kind in METHODS else METHODS.values()
+    return [{"rl": Setting(method.rl, METHOD_ORIGINS.get(method.name, "")), **method.defaults} for method in methods]
 
 
+METHOD_ORIGINS = {"dpo": "PAFT 3.1", "orpo": "PAFT appendix A"}
+"""Where PAFT uses a preference method."""
 PADDINGS = ("</s>", "<|end_of_text|>", "<|endoftext|>")
 """End-of-sequence tokens with which bases without a padding token are padded: Llama 2 and Mistral, Llama 3, SmolLM2."""

@@ -140,7 +140,7 @@ def assert_pair_is_read(load: Any, cfg: Any, tokenizer: Any) -> None:
     row = {"prompt": ASKED, "chosen": TURN, "rejected": WORSE_TURN, "source": "x"}
     read = transform(row, tokenizer=tokenizer)
     assert read["prompt"] == f"<|user|>\n{ASKED}</s>\n<|assistant|>\n"
-    assert (read["chosen"].rstrip(), read["rejected"].rstrip()) == (f"{SAID}</s>", f"{WORSE}</s>")
+    assert (read["chosen"], read["rejected"]) == (f"{SAID}</s>", f"{WORSE}</s>")
 
 
 @pytest.mark.parametrize("corpus", CORPORA.values(), ids=lambda corpus: corpus.name)

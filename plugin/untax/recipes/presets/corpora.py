@@ -193,8 +193,6 @@ ULTRACHAT = Corpus(
     "the data set's card",
     "its bytes",
 )
-ORPO_PAIRS = "chat_template.argilla"
-"""Of Axolotl's types for ORPO, the one that reads whole dialogues in ``chosen`` and ``rejected``."""
 ULTRAFEEDBACK = Corpus(
     "UltraFeedback",
     (_entry("HuggingFaceH4/ultrafeedback_binarized", PAIRS, split="train_prefs"),),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
-from untax.recipes.papers import Settings, chat, paft_orpo, paft_preference, paft_sft, values
+from untax.recipes.papers import METHOD_ORIGINS, Setting, Settings, chat, paft_preference, paft_sft, values
+from untax.recipes.preference import METHODS
 from untax.recipes.presets import bases, corpora
 from untax.recipes.presets.bases import Base
 from untax.recipes.presets.preset import Preset
@@ -21,6 +22,14 @@ OPEN = (
 )
 
 
+ORPO: Settings = {
+    "rl": Setting("orpo", METHOD_ORIGINS["orpo"]),
+    **{key: one for key, one in paft_preference().items() if key not in METHODS["dpo"].keys and key != "rl"},
+    **METHODS["orpo"].defaults,
+}
+"""The Zephyr recipe's DPO with what is ORPO's own, of which PAFT's appendix A says nothing."""
+
+
 def _arms(of: list[str]) -> dict[str, Any]:
     rows = {"individual": {"of": of, "delta_l1": LAMBDA}} if of else {}
     return {
@@ -31,12 +40,12 @@ def _arms(of: list[str]) -> dict[str, Any]:
     }
 
 
-def _content(base: Base, preference: Settings, pairs: Any, arms: dict[str, Any]) -> dict[str, Any]:
+def _content(base: Base, preference: Settings, arms: dict[str, Any]) -> dict[str, Any]:
     format_of_chat = values(chat(base.pad_token))
     return {
         "base": base.path,
         "sft": deepcopy(list(corpora.ULTRACHAT.entries)),
-        "preference": deepcopy(pairs),
+        "preference": deepcopy(list(corpora.ULTRAFEEDBACK.entries)),
         "arms": arms,
         "training": {
             "sft": {**values(paft_sft()), **format_of_chat},
@@ -52,7 +61,7 @@ def _dpo(name: str, base: Base, result: str) -> Preset:
         f"PAFT: {base.name} with the Zephyr recipe",
         "PAFT table 1",
         base,
-        _content(base, paft_preference(), list(corpora.ULTRAFEEDBACK.entries), _arms(["sft-sparse", "sft", "dpo"])),
+        _content(base, paft_preference(), _arms(["sft-sparse", "sft", "dpo"])),
         corpora.ULTRACHAT,
         (
             f"All rows of {base.name} in table 1: PAFT and parallel SFT + DPO in five merges, sequential and single "
@@ -64,19 +73,17 @@ def _dpo(name: str, base: Base, result: str) -> Preset:
 
 
 def _orpo(name: str, base: Base, rows: str, text: str) -> Preset:
-    pairs = {"orpo": [{**entry, "type": corpora.ORPO_PAIRS} for entry in corpora.ULTRAFEEDBACK.entries]}
     return Preset(
         name,
         f"PAFT with ORPO: {base.name} with the Zephyr recipe",
         rows,
         base,
-        _content(base, paft_orpo(), pairs, _arms([])),
+        _content(base, ORPO, _arms([])),
         corpora.ULTRACHAT,
         (text,),
         preference=corpora.ULTRAFEEDBACK,
         differs=(
-            "PAFT gives no setting of ORPO: its lambda 0.1 is the ORPO paper's, the learning rate 0.000008 is ours, "
-            "and the rest is the recipe's DPO.",
+            "PAFT gives no setting of ORPO: lambda and learning rate are TRL's, the rest is the recipe's DPO.",
             *OPEN,
         ),
     )
