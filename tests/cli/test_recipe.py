@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from untax.cli.main import cli
 from untax.errors import UntaxError
+from untax.recipes.arms import KINDS
 from untax.recipes.presets import PRESETS, ZEPHYR_TEMPLATE
 
 
@@ -158,3 +159,128 @@ def test_the_path_of_an_embedder_is_seen_from_the_run_folder() -> None:
     for typed in ("llm:model", "llm:./model"):
         dtm("--strategy", "kmeans", "--embedder", typed, "--force")
         assert written("recipes/cluster-0.yaml")["disperse_embedder"] == "llm:../model"
+
+
+DATA = ("--base", "org/base", "--dataset", "sft.jsonl", "--type", "alpaca")
+PAIRS = (
+    "--preference",
+    "org/pairs",
+    "--replay",
+    "org/text",
+    "--replay-split",
+    "train[:1%]",
+    "--replay-column",
+    "content",
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_arm_is_one_command(kind: str) -> None:
+    found = recipe(kind, *DATA, *PAIRS, "--device", "cpu", "--scale", "1", "--scale", "0.5", "-o", "run")
+    assert found.exit_code == 0
+    spec = written("untax.yaml")
+    assert list(spec["arms"]) == [kind]
+    assert spec["sft"] == [{"path": "../sft.jsonl", "type": "alpaca"}]
+    assert spec["arms"][kind]["scales"] == [1, 0.5]
+    assert spec["replay"] == [{"path": "org/text", "split": "train[:1%]", "field": "content"}]
+    assert len(list(Path("run/recipes").glob("*.yaml"))) == sum(
+        "axolotl train" in line for line in found.stdout.split("\n")
+    )
+
+
+def test_arms_of_one_paper_in_one_command() -> None:
+    company = [part for kind in ("vanilla", "l2", "ewc", "replay", "soup") for part in ("--with", kind)]
+    dtm(*PAIRS, *company, "-k", "2", "--scale", "0.5")
+    spec = written("untax.yaml")
+    assert list(spec["arms"]) == ["vanilla", "dtm", "l2", "ewc", "replay", "soup"]
+    assert {tuple(arm["scales"]) for arm in spec["arms"].values()} == {(0.5,)}
+    assert spec["arms"]["soup"]["runs"][1] == {"learning_rate": 0.00015}
+
+
+def test_methods_of_preference() -> None:
+    paft("--method", "orpo", "--method", "kto", "--with", "sequential", "--pad-token", "</s>")
+    spec = written("untax.yaml")
+    assert spec["arms"]["paft"]["preference"] == spec["arms"]["sequential"]["preference"] == ["orpo", "kto"]
+    for method in ("orpo", "kto"):
+        training = written(f"recipes/{method}.yaml")
+        assert (training["rl"], training["lora_r"]) == (method, 128)
+        assert training["special_tokens"] == {"pad_token": "</s>"}
+    assert written("recipes/orpo.yaml")["orpo_alpha"] == 0.1
+    assert "rl_beta" not in written("recipes/orpo.yaml")
+
+
+def test_an_arm_without_its_data_is_refused() -> None:
+    for kind, missing in {
+        "paft": "preference is missing",
+        "replay": "replay is missing",
+        "individual": "sft is",
+    }.items():
+        with pytest.raises(UntaxError, match=missing):
+            recipe(kind, "--base", "org/base", "--replay" if kind == "paft" else "--preference", "org/x", "-o", "run")
+
+
+def test_everything_wrong_is_told_at_once() -> None:
+    wrong = ("--merge", "tie", "--method", "dppo", "--scale", "3", "--suite", "dmo", "--with", "ewc")
+    with pytest.raises(UntaxError) as caught:
+        recipe("paft", "--base", "no/such/base", "--sft", "gone.jsonl", "--preference", "gone.csv", "-o", "run", *wrong)
+    for part in (
+        *("--base no/such/base", "--dataset gone.jsonl", "--preference gone.csv", "Did you mean 'ties'"),
+        *("Did you mean 'dpo'", "arms.paft.scales.0", "Did you mean 'demo'", "replay is missing: ewc"),
+    ):
+        assert part in str(caught.value), part
+    assert not Path("run").exists()
+
+
+def test_a_missing_file_of_an_untax_yaml_is_told() -> None:
+    dtm()
+    Path("sft.jsonl").unlink()
+    with pytest.raises(UntaxError, match=r"there is no \.\./sft\.jsonl"):
+        recipe("--from", "run")
+
+
+def test_dry_run_and_diff_write_nothing() -> None:
+    said = dtm("--dry-run").stdout
+    assert "would write run/recipes/cluster-0.yaml" in said
+    assert "axolotl train recipes/cluster-3.yaml" in said
+    assert not Path("run").exists()
+    dtm()
+    spec = Path("run/untax.yaml")
+    spec.write_text(spec.read_text().replace("clusters: 4", "clusters: 3"))
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    said = recipe("--from", "run", "--dry-run").stdout
+    assert "would replace run/recipes/cluster-0.yaml" in said
+    assert "would remove run/recipes/cluster-3.yaml" in said
+    diff = recipe("--from", "run", "--diff").stdout
+    assert "-disperse_clusters: 4\n+disperse_clusters: 3\n" in diff
+    assert "--- recipes/cluster-3.yaml\n+++ /dev/null\n" in diff
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    recipe("--from", "run")
+    assert recipe("--from", "run", "--diff").stdout == "run: nothing would change.\n"
+
+
+def test_an_edited_yaml_is_kept_and_named() -> None:
+    dtm("--with-vanilla")
+    edited = Path("run/recipes/sft.yaml")
+    edited.write_text(edited.read_text().replace("lora_r: 16", "lora_r: 8"))
+    spec = Path("run/untax.yaml")
+    spec.write_text(spec.read_text().replace("learning_rate: 0.0003", "learning_rate: 0.0001"))
+    diff = recipe("--from", "run", "--diff").stdout
+    assert "+++ recipes/sft.yaml (edited by hand: kept)" in diff
+    for _ in range(2):
+        assert "run/recipes/sft.yaml: edited by hand, kept" in recipe("--from", "run").stdout
+        assert written("recipes/sft.yaml")["lora_r"] == 8
+    assert written("recipes/sft.yaml")["learning_rate"] == 0.0003
+    assert written("recipes/cluster-0.yaml")["learning_rate"] == 0.0001
+    recipe("--from", "run", "--force")
+    assert (written("recipes/sft.yaml")["lora_r"], written("recipes/sft.yaml")["learning_rate"]) == (16, 0.0001)
+
+
+def test_a_preset_by_its_name() -> None:
+    assert "dtm-llama2-7b-tulu2: meta-llama/Llama-2-7b-hf" in recipe("--presets").stdout
+    recipe("--from", "dtm-llama2-7b-tulu2", "-o", "run")
+    assert written("untax.yaml")["base"] == "meta-llama/Llama-2-7b-hf"
+    assert written("recipes/cluster-0.yaml")["output_dir"] == "outputs/cluster-0"
+    with pytest.raises(UntaxError, match="A preset needs a folder"):
+        recipe("--from", "dtm-llama2-7b-tulu2")
+    with pytest.raises(UntaxError, match="dtm-llama2-7b-tulu2"):
+        recipe("--from", "dtm-llama2-7b-tulu", "-o", "other")

@@ -80,7 +80,7 @@ def _list_presets() -> None:
 
 
 def _expand(spec: str, out: Path | None, options: dict[str, Any]) -> None:
-    from untax.errors import UntaxError
+    from untax.errors import UntaxError, near_names
     from untax.recipes.paths import rebased
     from untax.recipes.presets import PRESETS, preset
     from untax.recipes.spec import read_spec
@@ -91,6 +91,12 @@ def _expand(spec: str, out: Path | None, options: dict[str, Any]) -> None:
             raise UntaxError("A preset needs a folder.", where=f"--from {spec}", fix="Name one with -o.")
         _write(preset(spec), out, options)
         return
+    if not path.exists() and "/" not in spec and not path.suffix:
+        raise UntaxError(
+            f"There is no preset '{spec}', and no such file. {near_names(spec, list(PRESETS))}",
+            where="--from",
+            fix="Name an untax.yaml, its folder, or a preset.",
+        )
     path = path / "untax.yaml" if path.is_dir() else path
     folder = out or path.parent
     _write(rebased(read_spec(path, look=True), path.parent, folder), folder, options, source=path)
@@ -112,6 +118,7 @@ def _make(kind: str, options: dict[str, Any]) -> None:
         given["embedder"] = embedder_seen_from_run(given["embedder"], out)
     for name in ("fisher", "statistics"):
         given[name] = _seen(given[name], out, f"--{name}", problems) if given.get(name) else None
+    given["sft"] = list(options.get("first_stage") or ()) or None
     kinds = _kinds(kind, options)
     common = _tokens(options)
     settings = {"learning_rate": sft["learning_rate"], "seed": options["seed"]}
@@ -127,7 +134,7 @@ def _make(kind: str, options: dict[str, Any]) -> None:
         "base": _seen(options["base"], out, "--base", problems),
         "device": options["device"],
         "seed": options["seed"],
-        "sft": _entries("--dataset", options["sft"], _more(options, "sft"), out, problems),
+        "sft": _entries("--dataset", options["datasets"], _more(options, "sft"), out, problems),
         "first_turn": options["first_turn"],
         "preference": _entries("--preference", options["pairs"], _more(options, "preference"), out, problems),
         "replay": _entries("--replay", options["texts"], replay, out, problems),

@@ -66,7 +66,7 @@ def _data(kind: str) -> list[Option[Any]]:
         click.option(
             "--dataset",
             "--sft",
-            "sft",
+            "datasets",
             multiple=True,
             help="Instruction data: a file, folder or hub id; may be repeated.",
         ),
@@ -142,6 +142,14 @@ def _own(kind: str) -> list[Option[Any]]:
                 "preference",
                 multiple=True,
                 help="dpo (default), orpo, kto or simpo; may be repeated: each is trained for itself.",
+            )
+        )
+    if kind == "sequential":
+        found.append(
+            click.option(
+                "--first-stage",
+                multiple=True,
+                help="dense or sparse SFT; may be repeated: each has a second stage.  [default: dense]",
             )
         )
     if issubclass(arm, Sparse):

@@ -50,8 +50,6 @@ def arm_settings(kind: str, given: dict[str, Any], *, learning_rate: float, seed
         settings.setdefault("runs", soup_runs(learning_rate, seed))
     if kind == "individual":
         settings.setdefault("of", ["sft", "sft-sparse", *(given.get("preference") or ["dpo"])])
-    if kind == "sequential":
-        settings.setdefault("sft", ["dense", "sparse"] if given.get("delta_l1") is not None else ["dense"])
     return settings
 
 
