@@ -134,11 +134,16 @@ def test_pairs_are_read_for_orpo(name: str, tokenizer: Any, axolotl_validated: A
 
 def assert_pair_is_read(load: Any, cfg: Any, tokenizer: Any) -> None:
     """As Axolotl's loader for preference data reads it: a prompt and two answers, each with the end of the sequence."""
+    from axolotl.utils.data.rl import _map_dataset
+    from datasets import Dataset
+
     (entry,) = cfg.datasets
-    transform = load(entry["type"], cfg, dataset_idx=0)
-    transform = transform[0] if isinstance(transform, tuple) else transform
-    row = {"prompt": ASKED, "chosen": TURN, "rejected": WORSE_TURN, "source": "x"}
-    read = transform(row, tokenizer=tokenizer)
+    transform, how = load(entry["type"], cfg, dataset_idx=0)
+    rows = Dataset.from_list([{"prompt": ASKED, "chosen": TURN, "rejected": WORSE_TURN, "source": "x"}])
+    if how.get("remove_columns") == "__all__":
+        how["remove_columns"] = rows.column_names
+    cfg.dataset_num_proc = 1
+    (read,) = _map_dataset(cfg, rows, transform, tokenizer, **how)
     assert read["prompt"] == f"<|user|>\n{ASKED}</s>\n<|assistant|>\n"
     assert (read["chosen"], read["rejected"]) == (f"{SAID}</s>", f"{WORSE}</s>")
 
