@@ -151,7 +151,8 @@ def _data(preset: Preset) -> list[str]:
     uncertain = (
         "Nothing was downloaded to write this: ids and columns are those of the data sets' cards and of their users."
     )
-    return [*parts, _filled(uncertain + " `untax check` reads the first rows and says if they are others.")]
+    checked = "`untax check` asks the hub whether they are there, and reads the first rows of what is downloaded."
+    return [*parts, _filled(f"{uncertain} {checked}")]
 
 
 def _corpus(corpus: Corpus, *, pairs: bool) -> tuple[str, ...]:
