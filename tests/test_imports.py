@@ -18,6 +18,7 @@ FLOORS = (
     {"disperse", "penalty", "merge", "recipes", "evaluate", "fisher", "replay"},
     {"report"},
     {"run", "demo"},
+    {"check"},
     {"cli"},
 )
 FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
@@ -31,7 +32,7 @@ HEAVY = {
 }
 # Where a tool may be imported at all: everything else works without it.
 HOMES = {
-    "axolotl": (*PLUGIN_FILES, "data/"),
+    "axolotl": (*PLUGIN_FILES, "data/", "check/axolotl_rows.py"),
     "mergekit": ("merge/",),
     "lm_eval": ("evaluate/",),
     "matplotlib": ("report/",),

@@ -52,7 +52,7 @@ def load_axolotl_tokenizer(keys: Mapping[str, Any], base: str) -> Any:
     from axolotl.utils.dict import DictDefault
 
     given = {key: keys[key] for key in (*TOKENIZER_KEYS, *TEMPLATE_KEYS) if keys.get(key) is not None}
-    with tempfile.TemporaryDirectory() as changed_tokens, _quiet():
+    with tempfile.TemporaryDirectory() as changed_tokens, quiet():
         full = {"tokenizer_config": base, **given, "base_model": base, "output_dir": changed_tokens}
         try:
             return load_tokenizer(DictDefault({**full, "base_model_config": base}))
@@ -92,7 +92,7 @@ def tokenised(
         UntaxError: Axolotl cannot read a row; it is named.
     """
     make = _preference_rows if keys.get("rl") else _sft_rows
-    with _quiet():
+    with quiet():
         try:
             return make(rows, keys, entry, tokenizer)
         # Strategies raise whatever a row makes them meet.
@@ -188,7 +188,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the progress bars and log lines of every row."""
     import datasets
 

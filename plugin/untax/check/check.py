@@ -84,8 +84,10 @@ def _check(spec: RunSpec, expanded: Plan, offline: bool, rows: int, say: Callabl
     if not trainings.findings:
         report.findings += _as_run(spec, expanded, folder, report.failed)
         report.edited, report.due = edited(expanded, folder), _todo(spec, expanded, folder)
-    say("asking the hub")
-    report.findings += hub_findings(hub_names(trainings.found, expanded, folder), offline=offline)
+    names = hub_names(trainings.found, expanded, folder)
+    if names and not offline:
+        say("asking the hub")
+    report.findings += hub_findings(names, offline=offline)
     lengths = _lengths(expanded, trainings, folder, rows, say, report)
     report.gpus = visible_gpus() if spec.device == "cuda" else []
     _costs(spec, expanded, trainings, lengths, folder, report)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from untax.check.axolotl_rows import ROW_KEYS, Tokens, chat_template, tokenised
+from untax.check.axolotl_rows import ROW_KEYS, Tokens, chat_template, quiet, tokenised
 from untax.check.columns import Answers, missing_columns, needed_columns, read_answers
 from untax.check.findings import Finding, State, counted
 from untax.check.hub import is_cached, is_hub_name, nothing_downloaded
@@ -81,7 +81,7 @@ class Datasets:
             return None
         self.say(f"reading {path}")
         try:
-            with nothing_downloaded():
+            with nothing_downloaded(), quiet():
                 samples = take_samples(entry, training.keys, self.rows)
         except UntaxError as error:
             state: State = "unknown" if is_hub_name(path, self.folder) else "fail"

@@ -69,18 +69,21 @@ def is_cached(kind: Kind, name: str) -> bool:
 
 def _asked(kind: Kind, name: str) -> tuple[State, str, str]:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled
 
     api = HfApi()
     login = "Ask for access on its page, then `hf auth login` on the machine that trains."
+    absent = f"the hub has no {kind} {name}, or it is private"
     try:
         info = api.model_info(name, timeout=TIMEOUT_S) if kind == "model" else api.dataset_info(name, timeout=TIMEOUT_S)
         if info.gated:
             api.auth_check(name, repo_type=kind)
     except GatedRepoError:
         return "fail", f"{kind} {name} is gated, and you have no access to it (or are not logged in)", login
-    except RepositoryNotFoundError:
-        return "fail", f"the hub has no {kind} {name}, or it is private", f"Correct the name. {login}"
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code in (401, 404):
+            return "fail", absent, f"Correct the name. {login}"
+        return "unknown", f"{kind} {name}: not checked ({_first_line(error)})", ""
     except OfflineModeIsEnabled:
         return "unknown", f"{kind} {name}: not checked (HF_HUB_OFFLINE is set)", ""
     # The client raises what its HTTP library raises: no network, no such host, a timeout, a hub that is down.

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from untax.cli.model_on_texts import quieten
+
 if TYPE_CHECKING:
     from untax.check.check import Report
     from untax.check.estimate import Estimate
@@ -39,6 +41,7 @@ def command(folder: Path, as_json: bool, offline: bool, rows: int) -> None:
 
     Nothing is downloaded and nothing in FOLDER is changed. Exit code 2 if anything would fail, else 0.
     """
+    quieten()
     from untax.check.check import check_folder
 
     report = check_folder(folder, offline=offline, rows=rows, say=lambda line: click.echo(f"  {line} ...", err=True))
