@@ -155,9 +155,12 @@ def test_by_tokens(capsys: Any, stories: Path, mixed: Path) -> None:
 def test_only_complete_first_turns_count(capsys: Any, stories: Path, workspace: Workspace) -> None:
     question, answer = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
     write_jsonl(workspace.folder / "chat.jsonl", [{"messages": [question, answer]}] * 3 + [{"messages": [answer]}] * 4)
-    config = workspace.config(datasets=[{"path": "chat.jsonl", "type": "alpaca"}], disperse_first_turn=True)
-    replay(capsys, "--texts", stories, "--like", config)
+    chat, plain = {"path": "chat.jsonl", "type": "alpaca"}, {"path": str(stories), "type": "completion"}
+    replay(capsys, "--texts", stories, "--like", workspace.config(datasets=[chat], disperse_first_turn=True))
     assert len(written()) == 3
+    config = workspace.config(datasets=[chat, plain], disperse_first_turn=True)
+    replay(capsys, "--texts", stories, "--like", config, "--ratio", 0.1, out=Path("other"))
+    assert manifest(Path("other"))["replay"]["instruction_rows"] == 3 + 40
 
 
 def test_datasets_are_streamed(capsys: Any, stories: Path) -> None:

@@ -33,15 +33,19 @@ def _read(cfg: dict[str, Any]) -> Corpus:
 
 
 def count_rows(corpus: Corpus, *, first_turn: bool) -> int:
-    """How many rows are trained on: all, or those with a complete first turn.
+    """How many rows are trained on: all, or those with a complete first turn, and those of plain text.
 
     Raises:
         UntaxError: there are none.
     """
-    from untax.data.first_turn import first_turns
+    from untax.data.first_turn import first_turns, has_turns
 
-    batches = (batch for source in corpus.sources for batch in source.batches())
-    count = sum(len(first_turns(batch)) for batch in batches) if first_turn else len(corpus)
+    count = sum(
+        sum(len(first_turns(batch)) for batch in source.batches())
+        if first_turn and has_turns(source.entry)
+        else len(source.rows)
+        for source in corpus.sources
+    )
     if not count:
         raise UntaxError(
             "No row of the instruction data has a complete first turn.",
