@@ -14,6 +14,8 @@ import pytest
 from toys import BASE, Workspace, sft_rows, write_jsonl
 from untax.cli.main import main
 from untax.data.completion import load_completion
+from untax.recipes.graph import Node
+from untax.run.done import unfinished
 
 STORY = "Lily saw a cat number {}. The cat was very happy, and it ran to the park to play with a ball. "
 MIXED = [
@@ -139,6 +141,19 @@ def test_later_pieces_and_too_few_texts(capsys: Any, stories: Path) -> None:
     assert "There are 40 different texts" in said
     assert "5,000 are wanted. No text is repeated." in said
     assert not Path("more").exists()
+
+
+@pytest.mark.parametrize("like", [(), ("--base", str(BASE), "--sequence-len=64")])
+def test_a_run_finds_it_finished(capsys: Any, stories: Path, workspace: Workspace, like: tuple[str, ...]) -> None:
+    """Its manifest is what the run engine asks for, also of keys that JSON writes otherwise than YAML."""
+    config = workspace.config("like.yaml", datasets=MIXED, added_tokens_overrides={0: "<zero>"})
+    command = ("untax", "replay", "--texts", stories.name, "--like", config.name, *like, "-o", str(OUT))
+    node = Node("replay-text", "replay", command, (str(OUT),), config.name)
+    assert unfinished(node, workspace.folder, None) == f"{OUT}: not made yet"
+    replay(capsys, *command[2:-2])
+    assert unfinished(node, workspace.folder, None) is None
+    workspace.config("like.yaml", datasets=MIXED, added_tokens_overrides={0: "<none>"})
+    assert unfinished(node, workspace.folder, None) == f"{OUT}: like.yaml was changed"
 
 
 def test_by_tokens(capsys: Any, stories: Path, mixed: Path) -> None:

@@ -49,6 +49,15 @@ def like_yaml(**changes: Any) -> dict[str, Any]:
     return {"base_model": "base", "datasets": mixed, "sequence_len": 64, "learning_rate": 0.1, **changes}
 
 
+@pytest.fixture(autouse=True)
+def _as_before() -> Any:
+    """The commands silence what others log."""
+    import logging
+
+    yield
+    logging.disable(logging.NOTSET)
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run folder in which both commands have done their work, as far as their manifests tell."""
@@ -195,6 +204,30 @@ def test_a_statistic_of_an_adapter_is_estimated_again_when_the_adapter_changes(r
     assert unfinished(node, run, None) is None
     (adapter / "adapter_model.safetensors").write_bytes(b"other")
     assert unfinished(node, run, None) == "outputs/gram-sft: ./outputs/sft was changed"
+
+
+@pytest.mark.parametrize(("command", "adapter"), [("fisher", False), ("gram", True)])
+def test_what_the_commands_write_is_finished(
+    run: Path, monkeypatch: pytest.MonkeyPatch, command: str, adapter: bool
+) -> None:
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    from untax.cli.main import main
+
+    config = peft.LoraConfig(r=1, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    peft.get_peft_model(AutoModelForCausalLM.from_pretrained("base"), config).save_pretrained("outputs/sft")
+    model, file = "./base+./outputs/sft" if adapter else "./base", f"outputs/{command}-sft/{command}.safetensors"
+    typed = ("untax", command, model, "--data", "sft.jsonl", "--samples", "2", "--device", "cpu", "-o", file)
+    node = Node(f"{command}-sft", "fisher", typed, (f"outputs/{command}-sft",))
+    assert unfinished(node, run, None) == f"outputs/{command}-sft: not made yet"
+    monkeypatch.setattr("sys.argv", list(typed))
+    main()
+    assert unfinished(node, run, None) is None
+    write_jsonl(Path("sft.jsonl"), sft_rows(4))
+    assert unfinished(node, run, None) == f"outputs/{command}-sft: sft.jsonl was changed"
+    make_room(node, run)
+    assert not Path(f"outputs/{command}-sft").exists()
 
 
 def test_unfinished_and_damaged_outputs(run: Path):
