@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from untax.errors import UntaxError
-from untax.recipes.arms import KINDS, MERGES
+from untax.recipes.arms import KINDS
 from untax.recipes.graph import Node, Plan
+from untax.recipes.merge_choice import MERGES
 from untax.recipes.plan import plan
 from untax.recipes.spec import RunSpec, check_spec, read_spec
 from untax.recipes.write import spec_text, write_run_folder

@@ -11,7 +11,7 @@ import yaml
 
 from untax.demo.demo import demo_spec
 from untax.recipes import presets
-from untax.recipes.arms import DTM_MERGES, PAFT_MERGES
+from untax.recipes.merge_choice import DTM_MERGES, PAFT_MERGES
 from untax.recipes.presets import CATALOGUE, PRESETS, preset, write_presets
 from untax.recipes.spec import RunSpec, check_spec
 from untax.recipes.write import write_run_folder

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from untax.recipes.arms import KINDS, MERGES, Merged, Sparse, WithPreference
+from untax.recipes.arms import KINDS, Merged, Sparse, WithPreference
+from untax.recipes.merge_choice import MERGES
 from untax.recipes.options import paper_of
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -162,7 +163,7 @@ def _own(kind: str) -> list[Option[Any]]:
             click.option("--delta-sparsity", type=float, help="Prune the sparse SFT's delta to this share of zeros."),
         ]
     if issubclass(arm, Merged):
-        default = fields["merge"].default[0].method
+        default = fields["merge"].get_default(call_default_factory=True)[0].method
         found += [
             click.option(
                 "--merge",

@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from untax.errors import near_names
 from untax.recipes.checks import refuse, soup_problems, twice, unknown_name
+from untax.recipes.merge_choice import OF_TWO, STATISTICS, Merge, Strict
 from untax.recipes.preference import METHODS
-
-MERGES = (
-    *("average", "linear", "task_arithmetic", "ties", "dare_linear", "dare_ties", "slerp", "nuslerp"),
-    *("fisher", "regmean", "ties_global", "dare_exact"),
-)
-"""How an arm's adapters can be merged. ``average`` is ``linear``, by the name that Disperse-Then-Merge has for it."""
-OF_TWO = ("slerp", "nuslerp")
-"""Methods that interpolate between two models."""
-STATISTICS = {"fisher": "fisher", "regmean": "gram"}
-"""Methods that weigh each model by a file of its own, and the untax command that makes it."""
-DTM_MERGES = ("average", "task_arithmetic", "ties", "dare_linear")
-"""DTM table 4; its fifth row, ``fisher``, needs statistics of the training's texts as well."""
-PAFT_MERGES = ("slerp", "task_arithmetic", "ties", "dare_ties", "linear")
-"""PAFT table 1."""
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def each_once(values: list[Any]) -> list[Any]:
@@ -52,69 +37,6 @@ def _trainings(names: list[str]) -> list[str]:
     return names
 
 
-class Strict(BaseModel):
-    """No unknown keys: a typo must not become a default."""
-
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
-
-
-class Merge(Strict):
-    """A merge method with settings of its own; a bare name in the list means its defaults.
-
-    Attributes:
-        method: one of ``MERGES``.
-        name: what the model is called instead of by its method, so that one method can come twice.
-        density: the share of each delta that ties and dare keep.
-        weights: one for each adapter.
-        t: how far slerp and nuslerp go from the first model to the second.
-    """
-
-    method: str
-    name: str | None = None
-    density: float | None = Field(default=None, gt=0, le=1)
-    weights: list[float] | None = None
-    t: float | None = Field(default=None, ge=0, le=1)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bare_name(cls, value: Any) -> Any:
-        return {"method": value} if isinstance(value, str) else value
-
-    @field_validator("method")
-    @classmethod
-    def _known(cls, method: str) -> str:
-        refuse([] if method in MERGES else [f"unknown name '{method}'. {near_names(method, list(MERGES))}"])
-        return method
-
-    @field_validator("name")
-    @classmethod
-    def _a_folder(cls, name: str | None) -> str | None:
-        refuse([] if name is None else name_problems(name))
-        return name
-
-    @model_validator(mode="after")
-    def _settings_have_a_place(self) -> Merge:
-        problems = []
-        if self.density is not None and not self.method.startswith(("ties", "dare")):
-            problems.append(f"density: {self.method} has none; ties and dare do")
-        if self.t is not None and self.method not in OF_TWO:
-            problems.append(f"t: {self.method} has none; slerp and nuslerp do")
-        if self.weights is not None and self.method in OF_TWO:
-            problems.append(f"weights: {self.method} has t instead")
-        refuse(problems)
-        return self
-
-    @property
-    def label(self) -> str:
-        """What the merge is called in names of models and of rows."""
-        return self.name or self.method
-
-
-def name_problems(name: str) -> list[str]:
-    """A problem unless ``name`` can be the name of a folder and of a YAML."""
-    return [] if NAME.fullmatch(name) else [f"{name!r} is no name: letters, digits, '-', '_' and '.' make one"]
-
-
 def _each_merge_once(merges: list[Merge]) -> list[Merge]:
     refuse(twice([merge.label for merge in merges]))
     return merges
@@ -135,7 +57,7 @@ class Arm(Strict):
         scales: what the delta of its models is multiplied by; one model for each.
     """
 
-    scales: Scales = [1.0]
+    scales: Scales = Field(default_factory=lambda: [1.0])
 
     def trains_on(self) -> tuple[str, ...]:
         """The data that it needs: ``sft``, ``preference``, ``replay``."""
@@ -158,7 +80,7 @@ class Merged(Arm):
         statistics: a file of instruction rows or texts on which ``fisher`` and ``regmean`` weigh each adapter.
     """
 
-    merge: Merges = [Merge(method="average")]
+    merge: Merges = Field(default_factory=lambda: [Merge(method="average")])
     statistics: str | None = None
 
     def adapters(self) -> int:
@@ -360,7 +282,7 @@ class Sequential(Sparse, WithPreference):
     """
 
     arm: Literal["sequential"] = "sequential"
-    sft: Sft = ["dense"]
+    sft: Sft = Field(default_factory=lambda: ["dense"])
 
     def idle(self) -> tuple[str, ...]:
         """Without a sparse first stage, what makes it sparse."""
@@ -371,21 +293,21 @@ class Parallel(WithPreference, Merged):
     """PAFT without the penalty: dense SFT and preference training in parallel, merged (PAFT table 1)."""
 
     arm: Literal["parallel"] = "parallel"
-    merge: Merges = [Merge(method="ties")]
+    merge: Merges = Field(default_factory=lambda: [Merge(method="ties")])
 
 
 class Paft(Sparse, WithPreference, Merged):
     """SFT with an L1 penalty and preference training in parallel from one base, merged (PAFT section 2)."""
 
     arm: Literal["paft"] = "paft"
-    merge: Merges = [Merge(method="ties")]
+    merge: Merges = Field(default_factory=lambda: [Merge(method="ties")])
 
 
 class DtmPaft(Sparse, WithPreference, Dtm):
     """K sparse sub-models and one preference model from one base, merged together; in neither paper."""
 
     arm: Literal["dtm-paft"] = "dtm-paft"  # type: ignore[assignment]
-    merge: Merges = [Merge(method="ties")]
+    merge: Merges = Field(default_factory=lambda: [Merge(method="ties")])
 
     def adapters(self) -> int:
         """K sub-models and the preference model."""

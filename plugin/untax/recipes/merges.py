@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from untax.recipes import arms
-from untax.recipes.arms import STATISTICS, Merged
+from untax.recipes.arms import Merged, Vanilla
 from untax.recipes.folder import Collected
 from untax.recipes.graph import ScoredModel
+from untax.recipes.merge_choice import Merge as MergeChoice
 from untax.recipes.mergekit_yaml import UNSCALED, Merge
-
-__all__ = ["STATISTICS", "Models", "model_name"]
-
-
-def model_name(arm: str, method: str, scale: float, *, alone: bool) -> str:
-    """The folder of a merge: its method, behind the arm's name unless the arm is alone in its folder."""
-    name = method if alone else arm if method == "average" or method == arm else f"{arm}-{method}"
-    return name if scale == 1 else f"{name}-{scale:g}"
 
 
 class Models:
@@ -28,7 +20,7 @@ class Models:
         self.spec, self.layout = collected.spec, collected.layout
         self.rows: list[tuple[str, ScoredModel]] = []
         """(arm, row of the table)."""
-        others = [(name, arm) for name, arm in self.spec.arms.items() if not isinstance(arm, arms.Vanilla)]
+        others = [(name, arm) for name, arm in self.spec.arms.items() if not isinstance(arm, Vanilla)]
         self.single = len(others) == 1 and others[0][0] == others[0][1].arm
 
     def alone(self, arm: str, scales: Sequence[float], node: str, *, model: str, row: str | None = None) -> None:
@@ -52,7 +44,7 @@ class Models:
         self,
         arm: str,
         settings: Merged,
-        choice: arms.Merge,
+        choice: MergeChoice,
         adapters: Sequence[str],
         *,
         statistics: Sequence[tuple[str, str]] = (),
@@ -84,7 +76,7 @@ class Models:
             made = self.collected.merge(name, arm, merge, purpose=purpose, needs=needs)
             self._row(arm, row, scale, self._stepped_back(arm, made, scale) if step_back else made)
 
-    def _merge(self, choice: arms.Merge, adapters: Sequence[str], scale: float, statistics: list[str]) -> Merge:
+    def _merge(self, choice: MergeChoice, adapters: Sequence[str], scale: float, statistics: list[str]) -> Merge:
         folders = [self.layout.output(adapter) for adapter in adapters]
         more: dict[str, Any] = {"density": choice.density, "weights": choice.weights, "t": choice.t}
         return Merge(self.spec.base, folders, choice.method, scale, self.spec.dtype, statistics=statistics, **more)

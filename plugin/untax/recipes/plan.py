@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from untax.recipes import merges
 from untax.recipes.arms import (
     KINDS,
     L2,
@@ -24,6 +23,7 @@ from untax.recipes.arms import (
 )
 from untax.recipes.folder import Collected, TwoOutputs
 from untax.recipes.graph import Layout, Node, Plan, ScoredModel
+from untax.recipes.merge_choice import STATISTICS
 from untax.recipes.merges import Models
 from untax.recipes.spec import RunSpec
 from untax.recipes.stages import Stages
@@ -161,11 +161,9 @@ class _Arms:
             self.models.merged(name, arm, merge, adapters, statistics=files, part=method if several else None)
 
     def _statistics(self, name: str, arm: Merged, method: str, adapters: Sequence[str]) -> list[tuple[str, str]]:
-        if arm.statistics is None or method not in merges.STATISTICS:
+        if arm.statistics is None or method not in STATISTICS:
             return []
-        return [
-            self.stages.statistics(name, merges.STATISTICS[method], adapter, arm.statistics) for adapter in adapters
-        ]
+        return [self.stages.statistics(name, STATISTICS[method], adapter, arm.statistics) for adapter in adapters]
 
 
 def _own(wanted: str, name: str, arm: Any) -> str:

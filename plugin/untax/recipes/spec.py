@@ -23,11 +23,10 @@ from untax.recipes.arms import (
     Replay,
     Sequential,
     Soup,
-    Strict,
     Vanilla,
-    name_problems,
 )
 from untax.recipes.checks import base_problems, entry_problems, owned_keys, refuse, unknown_name
+from untax.recipes.merge_choice import Strict, name_problems
 from untax.recipes.preference import METHODS
 from untax.recipes.spec_errors import problems
 
