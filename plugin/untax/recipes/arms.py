@@ -47,7 +47,8 @@ Scales = Annotated[list[Scale], Field(min_length=1), AfterValidator(each_once)]
 Merges = Annotated[list[Merge], Field(min_length=1), AfterValidator(_each_merge_once)]
 Lambda = Annotated[float, Field(ge=0), AfterValidator(_finite)]
 Preferences = Annotated[list[str], Field(min_length=1), AfterValidator(each_once), AfterValidator(_methods)]
-Sft = Annotated[list[Literal["dense", "sparse"]], Field(min_length=1), AfterValidator(each_once)]
+Stage = Literal["dense", "sparse"]
+Sft = Annotated[list[Stage], Field(min_length=1), AfterValidator(each_once)]
 
 
 class Arm(Strict):
@@ -282,7 +283,7 @@ class Sequential(Sparse, WithPreference):
     """
 
     arm: Literal["sequential"] = "sequential"
-    sft: Sft = Field(default_factory=lambda: ["dense"])
+    sft: Sft = Field(default_factory=lambda: list[Stage](("dense",)))
 
     def idle(self) -> tuple[str, ...]:
         """Without a sparse first stage, what makes it sparse."""
