@@ -73,7 +73,10 @@ def check_folder(
     expanded = plan(spec)
     # Axolotl takes paths from the present folder, as it does when the trainings run.
     with contextlib.chdir(folder):
-        return _check(spec, expanded, offline, rows, say)
+        report = _check(spec, expanded, offline, rows, say)
+    if report.disk is not None:
+        report.findings += disk_findings(report.disk, folder)
+    return report
 
 
 def _check(spec: RunSpec, expanded: Plan, offline: bool, rows: int, say: Callable[[str], None]) -> Report:
@@ -163,5 +166,3 @@ def _costs(
         report.findings += found
     due = [name for name, _ in report.due]
     report.disk = rest_of_disk(expanded, trainings.found, report.trainings, shapes, due, folder, spec.base)
-    if report.disk is not None:
-        report.findings += disk_findings(report.disk, folder)

@@ -16,6 +16,7 @@ from untax.recipes.cost.hardware import DEFAULT_GPU, gpu_named
 from untax.recipes.cost.known import find_architecture
 from untax.recipes.cost.memory import Memory, training_memory
 from untax.recipes.cost.time import training_hours, training_steps, warmup_steps
+from untax.recipes.presets.bases import BASES
 
 PACKED = 0.95
 """The share of a packed row that is tokens; ours."""
@@ -85,6 +86,7 @@ def shape_of(base: str, folder: Path) -> tuple[Architecture | None, list[Finding
         shape = find_architecture(base, folder)
     except UntaxError as error:
         return None, [Finding("unknown", error.where or base, error.problem, error.fix or "")]
+    shape = shape or next((known.architecture for known in BASES if known.path == base), None)
     if shape is None:
         text = f"memory and hours are not estimated: nothing of {base} is on this machine"
         return None, [Finding("unknown", base, text, f"hf download {base} config.json")]

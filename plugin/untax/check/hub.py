@@ -42,18 +42,17 @@ def is_hub_name(name: str, folder: Path) -> bool:
 def hub_findings(names: dict[tuple[Kind, str], str], *, offline: bool) -> list[Finding]:
     """What the hub says of each name; what is in the local cache is not asked for."""
     found = []
-    reached = not offline
+    unreached = "offline" if offline else ""
     for (kind, name), where in names.items():
         if is_cached(kind, name):
             found.append(Finding("ok", where, f"{kind} {name} is in the local cache of the hub"))
             continue
-        if not reached:
-            reason = "offline" if offline else "the hub did not answer before"
-            found.append(Finding("unknown", where, f"{kind} {name}: not checked ({reason})"))
+        if unreached:
+            found.append(Finding("unknown", where, f"{kind} {name}: not checked ({unreached})"))
             continue
         state, text, fix = _asked(kind, name)
         # Waiting for each of many names in turn would take minutes.
-        reached = state != "unknown"
+        unreached = "the hub did not answer before" if state == "unknown" else ""
         found.append(Finding(state, where, text, fix))
     return found
 
