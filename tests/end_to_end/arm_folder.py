@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-import untax
 from toys import fresh_axolotl
-from untax.data.pairs import is_strategy, strategy
 from untax.demo.demo import BUNDLE, demo_spec
 from untax.recipes.graph import Node, Plan
 from untax.recipes.spec import check_spec
@@ -112,8 +110,6 @@ def run_all(folder: ArmFolder) -> None:
     with pytest.MonkeyPatch.context() as patch, recorded(folder, patch):
         patch.chdir(folder.path)
         _patch_datasets(patch)
-        own = untax.__getattr__
-        patch.setattr(untax, "__getattr__", lambda name: strategy(name) if is_strategy(name) else own(name))
         for node in folder.plan.nodes:
             patch.setattr(sys, "argv", list(node.command))
             _train(node) if node.kind == "train" else untax_command(node.command[1:])

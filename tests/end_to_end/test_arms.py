@@ -202,3 +202,12 @@ def test_what_makes_an_arms_sft_its_own_is_in_its_yaml(arms: ArmFolder) -> None:
         if node in arms.trained:
             own = arms.keys(node)
             assert {key for key in own.keys() | plain.keys() if own.get(key) != plain.get(key)} == keys
+
+
+@pytest.mark.slow
+def test_untax_run_trains_kto_on_pairs_in_processes_of_its_own(tmp_path: Path, untax: Any) -> None:
+    folder = make_arm_folder(tmp_path / "run", {"individual": {"of": ["kto"], "scales": [1.0, 0.5]}})
+    untax("run", folder.path)
+    made = folder.manifest("kto")["training"]
+    assert (made["kind"], made["rows"], made["steps"]) == ("kto", 2 * ROWS["preference"], 4)
+    assert untax_command(["run", str(folder.path), "--dry-run"]) == f"0 of {len(folder.plan.nodes)} nodes would run.\n"

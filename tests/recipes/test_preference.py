@@ -14,7 +14,6 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-import untax
 from toys import BASE, Workspace, preference_rows, write_jsonl
 from untax.data.pairs import FORMATS, STRATEGIES, is_strategy, pairs_type, strategy
 from untax.errors import UntaxError
@@ -64,13 +63,6 @@ def pairs(workspace: Workspace) -> Workspace:
     chat = [{**row, **{key: dialogue(row, key) for key in ("chosen", "rejected")}, "score": 1} for row in ROWS]
     write_jsonl(Path("chat.jsonl"), chat)
     return workspace
-
-
-@pytest.fixture(autouse=True)
-def types(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `untax` hands on to Axolotl, wherever the package does so already."""
-    own = untax.__getattr__
-    monkeypatch.setattr(untax, "__getattr__", lambda name: strategy(name) if is_strategy(name) else own(name))
 
 
 @pytest.fixture
@@ -247,9 +239,7 @@ def test_a_type_with_another_query_is_refused(name: str) -> None:
         strategy(name)
 
 
-@pytest.mark.xfail(strict=True, reason="untax.__getattr__ does not hand these names on yet")
 def test_axolotl_finds_the_types_in_the_package() -> None:
-    """Without what the tests here put in its place."""
     asked = "import untax; print(getattr(untax, 'kto_pairs?type=chatml%2Eargilla').__name__)"
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=60)
     assert done.stdout == "load\n", done.stderr[-500:]

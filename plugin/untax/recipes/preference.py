@@ -205,7 +205,7 @@ def _kto_keys(keys: Mapping[str, Any]) -> list[str]:
     if keys.get("remove_unused_columns") is not False:
         found.append("remove_unused_columns: Axolotl refuses KTO unless it is false")
     if keys.get("micro_batch_size") == 1:
-        found.append("micro_batch_size: KTO compares the answers of a batch with each other; give 2 or more")
+        found.append("micro_batch_size: KTO pairs each prompt with another answer of its batch; give 2 or more")
     return found
 
 
