@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from toys import BASE, Workspace, preference_rows, write_jsonl
+from toys import BASE, Workspace, fresh_axolotl, preference_rows, write_jsonl
 from untax.data.pairs import FORMATS, STRATEGIES, is_strategy, pairs_type, strategy
 from untax.errors import UntaxError
 from untax.recipes.papers import values
@@ -112,8 +113,6 @@ def test_axolotls_loader_reads_the_same_texts_for_every_method(pairs: Workspace,
     from axolotl.cli.config import load_cfg
     from axolotl.loaders import load_tokenizer
     from axolotl.utils.data.rl import prepare_preference_datasets
-
-    from toys import fresh_axolotl
 
     with fresh_axolotl():
         cfg = load_cfg(str(config(pairs, method, form)))
@@ -217,13 +216,11 @@ def sequences(rows: list[dict[str, Any]]) -> Iterator[list[int]]:
             yield row[ids] if ids in row else row["prompt_ids"] + row[f"{name}_ids"]
 
 
-texts_of_formats = st.dictionaries(st.sampled_from(FORMATS), st.text(min_size=1), min_size=1)
-
-
-@given(method=st.sampled_from(sorted(STRATEGIES)), formats=texts_of_formats)
+@given(
+    method=st.sampled_from(sorted(STRATEGIES)),
+    formats=st.dictionaries(st.sampled_from(FORMATS), st.text(min_size=1), min_size=1),
+)
 def test_a_type_is_a_name_that_axolotl_can_split_at_its_last_dot(method: str, formats: dict[str, str]) -> None:
-    from urllib.parse import parse_qsl
-
     written = pairs_type(method, {"path": "x", "type": formats})
     package, _, name = written.rpartition(".")
     assert package == "untax"
@@ -342,8 +339,6 @@ def test_keys_that_would_train_something_else(method: str, keys: dict[str, Any],
 def test_axolotl_refuses_what_is_said_to_be_refused(pairs: Workspace) -> None:
     """And takes every method's defaults."""
     from axolotl.cli.config import load_cfg
-
-    from toys import fresh_axolotl
 
     for method, known in METHODS.items():
         with fresh_axolotl():
