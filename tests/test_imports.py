@@ -32,7 +32,7 @@ HEAVY = {
 }
 # Where a tool may be imported at all: everything else works without it.
 HOMES = {
-    "axolotl": (*PLUGIN_FILES, "data/", "check/axolotl_rows.py"),
+    "axolotl": (*PLUGIN_FILES, "data/", "check/axolotl_rows.py", "check/axolotl_schema.py"),
     "mergekit": ("merge/",),
     "lm_eval": ("evaluate/",),
     "matplotlib": ("report/",),

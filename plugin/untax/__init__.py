@@ -16,12 +16,18 @@ _AXOLOTL_PLUGINS = {
 }
 
 
+_PAIRS = ("orpo_pairs", "kto_pairs")
+"""Axolotl prompt strategies of ``untax.data.pairs``, which a dataset's ``type:`` names with a query behind."""
+
+
 def __getattr__(name: str) -> object:
-    """Import an Axolotl plugin class only when Axolotl asks for it."""
-    if name not in _AXOLOTL_PLUGINS:
-        raise AttributeError(f"module 'untax' has no attribute '{name}'")
+    """Import an Axolotl plugin class or prompt strategy only when Axolotl asks for it."""
     import importlib
 
+    if name.partition("?")[0] in _PAIRS:
+        return importlib.import_module("untax.data.pairs").strategy(name)
+    if name not in _AXOLOTL_PLUGINS:
+        raise AttributeError(f"module 'untax' has no attribute '{name}'")
     try:
         return getattr(importlib.import_module(_AXOLOTL_PLUGINS[name]), name)
     except ImportError as error:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from untax.check.axolotl_schema import schema_findings
 from untax.check.data import Datasets
 from untax.check.disk import disk_findings, rest_of_disk
 from untax.check.estimate import Estimate, estimate, shape_of
@@ -23,6 +24,7 @@ from untax.recipes.graph import Plan
 from untax.recipes.plan import plan
 from untax.recipes.spec import SPEC_NAME, RunSpec, read_spec
 from untax.run.folder import check_files, edited, todo
+from untax.run.reads import as_read
 
 ROWS = 1000
 
@@ -86,11 +88,17 @@ def _check(spec: RunSpec, expanded: Plan, offline: bool, rows: int, say: Callabl
     report.findings += [*trainings.findings, *path_findings(trainings.found, expanded, folder)]
     if not trainings.findings:
         report.findings += _as_run(spec, expanded, folder, report.failed)
+        report.findings += _cycles(expanded, folder, report.findings)
         report.edited, report.due = edited(expanded, folder), _todo(spec, expanded, folder)
+    schema = [schema_findings(training, spec.device) for training in trainings.found]
+    report.findings += [finding for found in schema for finding in found]
     names = hub_names(trainings.found, expanded, folder)
     if names and not offline:
         say("asking the hub")
     report.findings += hub_findings(names, offline=offline)
+    # Nothing can be reckoned from values that Axolotl refuses.
+    sound = [training for training, found in zip(trainings.found, schema, strict=True) if not found]
+    trainings = Trainings(sound, trainings.findings)
     lengths = _lengths(expanded, trainings, folder, rows, say, report)
     report.gpus = visible_gpus() if spec.device == "cuda" else []
     _costs(spec, expanded, trainings, lengths, folder, report)
@@ -103,6 +111,16 @@ def _as_run(spec: RunSpec, expanded: Plan, folder: Path, found_already: bool) ->
         check_files(expanded, folder, spec.suite)
     except UntaxError as error:
         return [] if found_already else [Finding("fail", error.where or SPEC_NAME, error.problem, error.fix or "")]
+    return []
+
+
+def _cycles(expanded: Plan, folder: Path, found: list[Finding]) -> list[Finding]:
+    """Nodes that wait for each other, unless that was found already."""
+    try:
+        as_read(expanded, folder)
+    except UntaxError as error:
+        cycle = Finding("fail", error.where or SPEC_NAME, error.problem, error.fix or "")
+        return [] if cycle in found else [cycle]
     return []
 
 
