@@ -29,7 +29,7 @@ CONTENT: dict[str, Any] = {
     "replay": [{"path": "t.txt", "separator": "---"}, {"path": "u.txt", "separator": "---"}],
     "training": {
         "sft": {"adapter": "lora", "learning_rate": 0.001, "sequence_len": 64, "delta_schedule": "linear_warmup"},
-        "preference": {"adapter": "lora", "rl": "dpo", "rl_beta": 0.01, "learning_rate": 0.0001},
+        "preference": {"adapter": "lora", "rl": "dpo", "rl_beta": 0.01, "learning_rate": 0.0001, "micro_batch_size": 2},
         "orpo": {"learning_rate": 0.0002},
     },
 }

@@ -204,7 +204,7 @@ def _kto_keys(keys: Mapping[str, Any]) -> list[str]:
     found = []
     if keys.get("remove_unused_columns") is not False:
         found.append("remove_unused_columns: Axolotl refuses KTO unless it is false")
-    if keys.get("micro_batch_size") == 1:
+    if keys.get("micro_batch_size") in (None, 1):  # Axolotl's default is 1
         found.append("micro_batch_size: KTO pairs each prompt with another answer of its batch; give 2 or more")
     return found
 
