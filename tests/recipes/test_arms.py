@@ -240,6 +240,11 @@ def test_settings_of_a_merge():
     assert merge(expanded, "slerp")["parameters"] == {"t": 0.25}
 
 
+def test_weights_of_a_fisher_merge():
+    expanded = plan(spec_of(mean_of("fisher", 1, 3)))
+    assert [model["parameters"]["weight"] for model in merge(expanded, "fisher")["models"]] == [1, 3]
+
+
 def test_statistics_are_made_for_each_adapter():
     arms = {"dtm": {"clusters": 2, "merge": ["fisher", "regmean"], "statistics": "s.jsonl"}}
     expanded = plan(spec_of(arms))
@@ -316,6 +321,11 @@ def test_pairs_by_method():
     assert {name: keys(expanded, name)["datasets"] for name in ("dpo", "kto")} == pairs
 
 
+def mean_of(method: str, *weights: float) -> dict[str, Any]:
+    merge = {"method": method, "weights": list(weights)}
+    return {"dtm": {"clusters": len(weights), "merge": [merge], "statistics": "s.jsonl"}}
+
+
 @pytest.mark.parametrize(
     ("arms", "more", "said"),
     [
@@ -348,6 +358,32 @@ def test_pairs_by_method():
         ({"paft": {}}, {"preference": {"dppo": [{"path": "k.jsonl"}]}}, "unknown method 'dppo'"),
         ({"replay": {}}, {"replay": [{"path": "t.txt", "colum": "x"}]}, "replay entry 0: unknown key colum"),
         ({"replay": {}}, {"replay": [{"path": "t", "split": "a"}, {"path": "u"}]}, "must agree on split"),
+        ({"vanilla": {}}, {"nodes": {"sft": {"learning_rate": 1}}}, "unknown key nodes.sft.learning_rate. Known: axo"),
+        ({"vanilla": {}}, {"nodes": {"sft": {"axolotl": {"adapter": None}}}}, "nodes.sft.axolotl.adapter: name lora"),
+        ({"soup": {"runs": [{}, {"adapter": "ia3"}]}}, {}, "arms.soup.runs.1.adapter: name lora or qlora .it is 'ia3'"),
+        ({"vanilla": {}}, {"nodes": {"sft": {"axolotl": {"rl": "dpo"}}}}, "nodes.sft.axolotl: rl belongs to the plan"),
+        ({"vanilla": {}}, {"axolotl": {"rl": "dpo"}}, "axolotl: rl belongs to the plan"),
+        ({"soup": {"runs": [{}, {"rl": "dpo"}]}}, {}, "run 1: rl belongs to the plan"),
+        ({"dtm": {"clusters": 10**6}}, {}, "arms.dtm.clusters"),
+        ({"base": {"arm": "vanilla"}}, {}, "'base' is taken"),
+        ({"dtm": {"merge": [{"method": "ties", "name": "prepared"}]}}, {}, "'prepared' is taken"),
+        (
+            {"l2": {}, "score-l2": {"arm": "l2", "delta_l2": 0.5}},
+            {"suite": "demo"},
+            "arms.l2 is scored by a node score-l2",
+        ),
+        (mean_of("average", 0, 0), {}, "average divides by their sum"),
+        (mean_of("linear", 1, -1), {}, "linear divides by their sum"),
+        (mean_of("fisher", -1, 2), {}, "fisher's are not below 0"),
+        (mean_of("regmean", 1, 2), {}, "weights: regmean has none"),
+        (mean_of("ties_global", 1, 2), {}, "weights: ties_global has none"),
+        (mean_of("ties", 1, float("inf")), {}, "weights: they are finite"),
+        (
+            {"vanilla": {}},
+            {"device": "cuda", "gpus": 2, "launcher": "python"},
+            "python starts one process, and gpus is 2",
+        ),
+        ({"vanilla": {}}, {"device": "cuda", "gpus": 2, "launcher": "torchrun"}, "give --nproc_per_node=2"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arms: dict[str, Any], more: dict[str, Any], said: str):

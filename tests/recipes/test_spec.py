@@ -72,6 +72,10 @@ def test_all_problems_in_one_error():
         ({"sft": [{"path": 5}, {"path": ""}]}, "entry 0: path is text, not 5\n.*entry 1 has no path"),
         ({"training": {"sft": {"adapter": "lora", "plugins": "x.Y"}}}, "training.sft: plugins is a list"),
         ({"training": {"sft": {"adapter": "lora", "plugins": ["untax.Dispers"]}}}, "untax.Dispers"),
+        ({"training": {"sft": {"adapter": "lora", "rl": "dpo"}}}, "training.sft: rl belongs to the plan"),
+        ({"training": {"dpo": {"rl": "ipo"}}}, "training.dpo: rl belongs to the plan"),
+        ({"arms": {True: [1]}}, "arms.True: keys and values belong here"),
+        ({"nodes": {3: {"x": 1}}}, "nodes.3"),
     ],
 )
 def test_what_makes_no_sense_is_refused(change, said):

@@ -117,6 +117,30 @@ def test_a_folder_under_another_name_is_not_rewritten(tmp_path: Path, monkeypatc
     assert contents(tmp_path / "my run") == before
 
 
+def test_what_was_trained_is_not_rewritten_for_a_comment(tmp_path: Path):
+    """Another version's comments are no reason to train again, and the user's own are not lost."""
+    write_run_folder(demo_spec(), tmp_path)
+    names = ("cluster-0", "cluster-1", "sft")
+    files = [tmp_path / f"recipes/{name}.yaml" for name in names]
+    record = json.loads((tmp_path / RECORD).read_text())
+    for file in files[:2]:  # as another version would have written them
+        file.write_text("# another comment\n" + file.read_text())
+        record[f"recipes/{file.name}"] = digest_bytes(file.read_bytes())
+    (tmp_path / RECORD).write_text(json.dumps(record))
+    files[2].write_text("# mine\n" + files[2].read_text())
+    for name in ("disperse", "cluster-0", "sft"):
+        (tmp_path / f"outputs/{name}").mkdir(parents=True)
+    for _ in range(2):
+        assert write_run_folder(demo_spec(), tmp_path).kept == ()
+    first, second, third = (file.read_text() for file in files)
+    assert first.startswith("# another comment")
+    assert not second.startswith("# another comment")  # nothing was made by it
+    assert third.startswith("# mine")
+    source = edit_spec(tmp_path, demo_spec().model_copy(update={"seed": 7}))
+    assert write_run_folder(read_spec(source), tmp_path, source=source).kept == ("recipes/sft.yaml",)
+    assert "seed: 7" in files[0].read_text()
+
+
 def test_named_recipes_have_no_record(tmp_path: Path):
     write_run_folder(demo_spec(), tmp_path, layout=Layout("x"))
     assert not (tmp_path / ".untax").exists()

@@ -132,7 +132,7 @@ class Dtm(Merged):
     """Disperse-Then-Merge: K sub-models, one per cluster, averaged (DTM section 4)."""
 
     arm: Literal["dtm"] = "dtm"
-    clusters: int = Field(default=4, ge=2)
+    clusters: int = Field(default=4, ge=2, le=1000)
     strategy: str = "random"
     seed: int = 42
     balanced: bool | None = None

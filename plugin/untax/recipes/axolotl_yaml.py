@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -29,7 +29,7 @@ def render(
         command: how to launch it.
         origin: called with a key and its value; says where the value comes from.
     """
-    lines = [*(f"# {line}" for line in purpose), f"# Needs: {needs}", f"# Run:   {command}"]
+    lines = heading(purpose, needs, command)
     left = dict(keys)
     for title, prefixes in GROUPS:
         chosen = list(dict.fromkeys(key for prefix in prefixes for key in left if _belongs(key, prefix)))
@@ -39,6 +39,12 @@ def render(
             value = left.pop(key)
             lines += _entry(key, value, origin(key, value))
     return "\n".join(lines) + "\n"
+
+
+def heading(purpose: Sequence[str], needs: str, command: str) -> list[str]:
+    """The comments on top of a YAML, a line each whatever names and values are in them."""
+    lines = [*purpose, f"Needs: {needs}", f"Run:   {command}"]
+    return ["# " + "".join(sign if sign.isprintable() else " " for sign in line) for line in lines]
 
 
 def _belongs(key: str, prefix: str) -> bool:

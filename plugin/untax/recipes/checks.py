@@ -24,6 +24,7 @@ OWNED = {
     "datasets": "name them as sft and preference at the top of the recipe",
     "base_model": "name it as base at the top of the recipe",
     "seed": "name it as seed at the top of the recipe",
+    "rl": "name the method as preference of an arm, or the recipe's own as training.preference.rl",
 }
 """Axolotl keys that the plan writes, and where the recipe has them."""
 OWNED_PREFIXES = {

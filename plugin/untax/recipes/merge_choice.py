@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -17,6 +18,10 @@ MERGES = (
 """How an arm's adapters can be merged. ``average`` is ``linear``, by the name that Disperse-Then-Merge has for it."""
 OF_TWO = ("slerp", "nuslerp")
 """Methods that interpolate between two models."""
+MEANS = ("average", "linear", "fisher")
+"""Methods whose weights are divided by their sum."""
+UNWEIGHTED = ("regmean", "ties_global")
+"""Methods that know no weights, beside those of two."""
 STATISTICS = {"fisher": "fisher", "regmean": "gram"}
 """Methods that weigh each model by a file of its own, and the untax command that makes it."""
 DTM_MERGES = ("average", "task_arithmetic", "ties", "dare_linear")
@@ -24,6 +29,8 @@ DTM_MERGES = ("average", "task_arithmetic", "ties", "dare_linear")
 PAFT_MERGES = ("slerp", "task_arithmetic", "ties", "dare_ties", "linear")
 """PAFT table 1."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+TAKEN = {"base": "the base model's scores", "prepared": "the trainings' tokenised data"}
+"""Names that a model's folder cannot have."""
 
 
 class Strict(BaseModel):
@@ -73,10 +80,23 @@ class Merge(Strict):
             problems.append(f"density: {self.method} has none; ties and dare do")
         if self.t is not None and self.method not in OF_TWO:
             problems.append(f"t: {self.method} has none; slerp and nuslerp do")
-        if self.weights is not None and self.method in OF_TWO:
-            problems.append(f"weights: {self.method} has t instead")
+        if self.weights is not None:
+            problems += self._weight_problems(self.weights)
         refuse(problems)
         return self
+
+    def _weight_problems(self, weights: list[float]) -> list[str]:
+        if self.method in OF_TWO:
+            return [f"weights: {self.method} has t instead"]
+        if self.method in UNWEIGHTED:
+            return [f"weights: {self.method} has none"]
+        if not all(map(math.isfinite, weights)):
+            return ["weights: they are finite numbers"]
+        if self.method == "fisher" and min(weights, default=0) < 0:
+            return ["weights: fisher's are not below 0"]
+        if self.method in MEANS and math.isclose(math.fsum(weights), 0, abs_tol=1e-9):
+            return [f"weights: {self.method} divides by their sum, which is 0"]
+        return []
 
     @property
     def label(self) -> str:
@@ -86,4 +106,6 @@ class Merge(Strict):
 
 def name_problems(name: str) -> list[str]:
     """A problem unless ``name`` can be the name of a folder and of a YAML."""
+    if name in TAKEN:
+        return [f"{name!r} is taken: it stands for {TAKEN[name]}"]
     return [] if NAME.fullmatch(name) else [f"{name!r} is no name: letters, digits, '-', '_' and '.' make one"]

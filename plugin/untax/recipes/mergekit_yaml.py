@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from untax.recipes.axolotl_yaml import dump
+from untax.recipes.axolotl_yaml import dump, heading
 
 DENSITY = 0.5
 GLOBAL_DENSITY = 0.2
@@ -52,8 +52,8 @@ class Merge:
 def render(merge: Merge, *, purpose: list[str], needs: str, command: str) -> str:
     """The YAML text."""
     keys, notes = _keys(merge)
-    lines = [*(f"# {line}" for line in [*purpose, *notes]), f"# Needs: {needs}", f"# Run:   {command}", ""]
-    return "\n".join(lines) + dump({**keys, "dtype": "float32", "out_dtype": merge.dtype})
+    lines = heading([*purpose, *notes], needs, command)
+    return "\n".join([*lines, ""]) + dump({**keys, "dtype": "float32", "out_dtype": merge.dtype})
 
 
 def _keys(merge: Merge) -> Built:
@@ -140,7 +140,9 @@ def _dare(merge: Merge) -> Built:
 
 
 def _fisher(merge: Merge) -> Built:
-    models = _models(merge, *({"fisher": local(file)} for file in merge.statistics))
+    weights = [{}] * len(merge.models) if merge.weights is None else [{"weight": float(own)} for own in merge.weights]
+    files = [{"fisher": local(file)} for file in merge.statistics]
+    models = _models(merge, *({**file, **weight} for file, weight in zip(files, weights, strict=True)))
     notes = ["Each element is averaged by the models' Fisher information (Matena and Raffel; DTM table 4)."]
     return _over_base(merge, "fisher", models), [*notes, *_scale_note(merge)]
 

@@ -187,4 +187,8 @@ def _score(collected: Collected, models: list[ScoredModel]) -> None:
         command = ("untax", "eval", *names, "--suite", suite, *label)
         needs = () if arm == BASE else tuple(name.rsplit("/", 1)[-1] for name in names)
         name = f"score-{arm}"
+        if name in collected.nodes:
+            raise TwoOutputs(
+                f"arms.{arm} is scored by a node {name}, and a model has this name: rename one of the arms"
+            )
         collected.nodes[name] = Node(name, "score", command, results, None, needs, models=names)

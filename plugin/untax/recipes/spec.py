@@ -25,7 +25,7 @@ from untax.recipes.arms import (
     Soup,
     Vanilla,
 )
-from untax.recipes.checks import base_problems, entry_problems, owned_keys, refuse, unknown_name
+from untax.recipes.checks import FREE_PENALTY_KEYS, base_problems, entry_problems, owned_keys, refuse, unknown_name
 from untax.recipes.merge_choice import Strict, name_problems
 from untax.recipes.preference import METHODS
 from untax.recipes.spec_errors import problems
@@ -56,7 +56,7 @@ class Training(Strict):
     Attributes:
         sft: every SFT.
         preference: every preference training; ``rl`` names the recipe's method.
-        dpo, orpo, kto, simpo: laid over ``preference`` for that method.
+        dpo, orpo, kto, simpo: laid over ``preference`` for that method, whose ``rl`` they have anyway.
     """
 
     sft: AxolotlKeys = Field(default_factory=dict)
@@ -68,8 +68,10 @@ class Training(Strict):
 
     @field_validator("*")
     @classmethod
-    def _not_the_plans(cls, keys: AxolotlKeys) -> AxolotlKeys:
-        refuse(owned_keys(keys))
+    def _not_the_plans(cls, keys: AxolotlKeys, info: ValidationInfo) -> AxolotlKeys:
+        method = METHODS.get(str(info.field_name))
+        names_method = info.field_name == "preference" or (method is not None and keys.get("rl") == method.rl)
+        refuse(owned_keys(keys, free=(*FREE_PENALTY_KEYS, *(("rl",) if names_method else ()))))
         return keys
 
 
@@ -278,8 +280,8 @@ def _without(content: dict[str, Any], wrong: list[tuple[Any, ...]]) -> dict[str,
         whole_arms = {name for name, *rest in places if len(rest) < 2}
         keys = {(name, rest[1]) for name, *rest in places if len(rest) > 1}
         left["arms"] = {
-            name: {key: value for key, value in (arm or {}).items() if (name, key) not in keys}
+            name: {key: value for key, value in (arm or {}).items() if (str(name), key) not in keys}
             for name, arm in left["arms"].items()
-            if name not in whole_arms
+            if str(name) not in whole_arms
         }
     return left

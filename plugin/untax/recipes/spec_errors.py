@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -59,7 +59,10 @@ def _keys_at(location: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
             next(parts)
             found = KINDS[next(parts)]
         elif isinstance(part, str):
-            found = _model_of(found.model_fields[part].annotation)
+            annotation = found.model_fields[part].annotation
+            found = _model_of(annotation)
+            if get_origin(annotation) is dict:
+                next(parts)
     return list(found.model_fields)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from untax.errors import near_names
 from untax.recipes import preference
-from untax.recipes.arms import Ewc
+from untax.recipes.arms import Ewc, Soup
 from untax.recipes.checks import adapter_problems
 from untax.recipes.preference import METHODS
 from untax.recipes.spec import RunSpec
@@ -30,7 +30,7 @@ def whole_problems(spec: RunSpec, *, unknown: Collection[str] = ()) -> list[str]
         found += _trainings(spec, known)
     if not {"preference", "training"} & set(unknown):
         found += _pairs(spec, known)
-    found += _replay(spec)
+    found += [*_replay(spec), *_launch(spec)]
     if not found and not unknown:
         found += _plan_problems(spec)
     return found
@@ -71,13 +71,33 @@ def _only_ewc(spec: RunSpec, arms: list[str]) -> bool:
 
 def _trainings(spec: RunSpec, methods: dict[str, list[str]]) -> list[str]:
     sft = [name for name, arm in spec.arms.items() if "sft" in arm.trains_on()]
-    found = adapter_problems("training.sft", sft_keys(spec), sft)
+    found = adapter_problems("training.sft", sft_keys(spec), sft) + _other_adapters(spec)
     for method, arms in methods.items():
         key = "training.preference" if not getattr(spec.training, method) else f"training.{method}"
         found += adapter_problems(key, preference_keys(spec, method), arms)
         for problem in preference.key_problems(method, preference_keys(spec, method)):
             found.append(f"{key}, for {method} ({', '.join(arms)}): {problem}")
     return list(dict.fromkeys(found))
+
+
+def _other_adapters(spec: RunSpec) -> list[str]:
+    """Runs of soups, and single trainings, whose own keys would make no adapter."""
+    soups = [(name, arm.runs) for name, arm in spec.arms.items() if isinstance(arm, Soup)]
+    own = [(f"arms.{name}.runs.{index}", keys, name) for name, runs in soups for index, keys in enumerate(runs)]
+    own += [(f"nodes.{name}.axolotl", settings.axolotl, name) for name, settings in spec.nodes.items()]
+    return [problem for key, keys, arm in own if "adapter" in keys for problem in adapter_problems(key, keys, [arm])]
+
+
+def _launch(spec: RunSpec) -> list[str]:
+    """Launchers that would leave all GPUs but one idle."""
+    most = max([spec.gpus, *(node.gpus or 1 for node in spec.nodes.values())])
+    if spec.device == "cpu" or most == 1:
+        return []
+    if spec.launcher == "python":
+        return [f"launcher: python starts one process, and gpus is {most}: name accelerate or torchrun"]
+    if spec.launcher == "torchrun" and not any(arg.startswith("--nproc") for arg in spec.launcher_args):
+        return [f"launcher_args: torchrun starts one process, and gpus is {most}: give --nproc_per_node={most}"]
+    return []
 
 
 def _pairs(spec: RunSpec, methods: dict[str, list[str]]) -> list[str]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from untax.errors import UntaxError
 from untax.files import disk_error, write_text
 from untax.manifest import digest_bytes
@@ -104,8 +106,14 @@ def changes(
     _refuse_file(folder)
     expanded = plan(spec, folder=shown_folder or str(folder), layout=layout)
     contents = {name: _content(folder / name) for name in expanded.files}
-    # A YAML whose launch command alone names the folder otherwise is the same: rewriting it would train it again.
-    new = {name: text for name, text in expanded.files.items() if _essence(contents[name]) != _essence(text)}
+    # A YAML whose launch command alone names the folder otherwise is the same: rewriting it would train it again. So
+    # is one with the same keys, once there is something that it made.
+    made = set() if force else _made(expanded, folder)
+    new = {
+        name: text
+        for name, text in expanded.files.items()
+        if _essence(contents[name]) != _essence(text) and not (name in made and _same_keys(contents[name], text))
+    }
     record = {} if layout.name else _read_record(folder)
     edited = [name for name in new if contents[name] is not None and _digest(contents[name]) != record.get(name)]
     text = spec_text(spec, notes=notes)
@@ -134,7 +142,8 @@ def write_run_folder(
 ) -> Changes:
     """Write the spec and every YAML of its plan into ``folder``.
 
-    Files that are the same already stay untouched, and so does ``untax.yaml`` when it is ``source`` itself. What was
+    Files that are the same already stay untouched, those with the same keys as well once something was made by them
+    (their digest decides whether it is made again), and ``untax.yaml`` when it is ``source`` itself. What was
     generated last and was not edited since is replaced, or removed when the plan no longer has it; what was edited by
     hand stays.
 
@@ -187,6 +196,23 @@ def _essence(text: str | None) -> str | None:
     return None if text is None else LAUNCH.sub("# Run:   ", text, count=1)
 
 
+def _made(expanded: Plan, folder: Path) -> set[str]:
+    """The YAMLs whose output is there, or a part of it."""
+    return {
+        node.config
+        for node in expanded.nodes
+        if node.config is not None and any((folder / output).exists() for output in node.outputs)
+    }
+
+
+def _same_keys(old: str | None, new: str) -> bool:
+    """Whether two YAMLs differ in nothing but comments, the order of keys and the way of writing."""
+    try:
+        return old is not None and bool(yaml.safe_load(old) == yaml.safe_load(new))
+    except yaml.YAMLError:
+        return False
+
+
 def _read_record(folder: Path) -> dict[str, Any]:
     """{file: digest of the text that was generated last}; nothing without a readable record."""
     try:
@@ -197,8 +223,11 @@ def _read_record(folder: Path) -> dict[str, Any]:
 
 
 def _write_record(folder: Path, due: Changes, record: dict[str, Any]) -> None:
-    """Of a kept file the record keeps what was generated, so that it goes on to count as edited."""
-    own = {name: record.get(name) if name in due.kept else _digest(_content(folder / name)) for name in due.plan.files}
+    """Of a file that is not as generated the record keeps what was, so that it goes on to count as edited."""
+    own = {}
+    for name, text in due.plan.files.items():
+        there = _content(folder / name)
+        own[name] = _digest(there) if _essence(there) == _essence(text) else record.get(name)
     text = json.dumps({name: digest for name, digest in sorted(own.items()) if digest}, indent=2) + "\n"
     if _content(folder / RECORD) != text:
         write_text(folder / RECORD, text)
