@@ -15,6 +15,7 @@ from untax.check.findings import Finding, State, failed
 from untax.check.gpus import VisibleGpu, visible_gpus
 from untax.check.hub import hub_findings, hub_names
 from untax.check.lengths import Lengths
+from untax.check.merges import merge_findings
 from untax.check.paths import path_findings
 from untax.check.tokenizers import Tokenizers
 from untax.check.trainings import Trainings, read_trainings
@@ -90,6 +91,7 @@ def _check(spec: RunSpec, expanded: Plan, offline: bool, rows: int, say: Callabl
         report.findings += _as_run(spec, expanded, folder, report.failed)
         report.findings += _cycles(expanded, folder, report.findings)
         report.edited, report.due = edited(expanded, folder), _todo(spec, expanded, folder)
+        report.findings += merge_findings(expanded, folder, report.edited)
     schema = [schema_findings(training, spec.device) for training in trainings.found]
     report.findings += [finding for found in schema for finding in found]
     names = hub_names(trainings.found, expanded, folder)
