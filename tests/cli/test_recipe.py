@@ -209,6 +209,12 @@ def test_methods_of_preference() -> None:
     assert "rl_beta" not in written("recipes/orpo.yaml")
 
 
+def test_a_name_without_an_owner_is_said_to_be_a_hub_id() -> None:
+    said = recipe("dtm", "--base", "bse", "--dataset", "sft.jsonl", "-o", "run").stdout
+    assert "bse: no such file or folder here, so it is taken as a hub id" in said
+    assert "hub id" not in dtm(out="other").stdout
+
+
 def test_an_arm_without_its_data_is_refused() -> None:
     for kind, missing in {
         "paft": "preference is missing",

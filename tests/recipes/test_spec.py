@@ -148,6 +148,18 @@ def test_a_file_that_is_no_spec(tmp_path: Path, content: str):
         read_spec(tmp_path / "untax.yaml")
 
 
+@pytest.mark.parametrize(
+    "content", ["base: a\nbase: b\n", "base: a\narms:\n  dtm: {clusters: 2}\n  dtm: {clusters: 3}\n"]
+)
+def test_a_key_that_comes_twice_is_refused(tmp_path: Path, content: str):
+    (tmp_path / "untax.yaml").write_text(content)
+    with pytest.raises(UntaxError, match=r"the key (base|dtm) comes a second time(.|\n)*line [24]"):
+        read_spec(tmp_path / "untax.yaml")
+    (tmp_path / "untax.yaml").write_text("base: &x {a: 1}\narms: {<<: *x, b: 2}\n")
+    with pytest.raises(UntaxError, match="The recipe is wrong"):  # merged keys are no doubles
+        read_spec(tmp_path / "untax.yaml")
+
+
 def test_a_missing_file_names_the_command(tmp_path: Path):
     with pytest.raises(UntaxError, match="untax recipe"):
         read_spec(tmp_path / "untax.yaml")

@@ -10,6 +10,7 @@ import click
 
 from untax.cli.recipe_options import add, options_of, writing
 from untax.recipes.arms import KINDS
+from untax.recipes.checks import is_local
 
 if TYPE_CHECKING:
     from untax.recipes.spec import RunSpec
@@ -215,7 +216,7 @@ def _write(spec: RunSpec, out: Path, options: dict[str, Any], *, source: Path | 
     if options["diff"]:
         click.echo(made.diff(out) or f"{out}: nothing would change.\n", nl=False)
         return
-    _tell(made, out, dry=options["dry_run"])
+    _tell(made, spec, out, dry=options["dry_run"])
     for warning in long_warmups(spec, rows) if rows is not None else []:
         click.echo(f"untax: warning: {warning}", err=True)
 
@@ -229,7 +230,15 @@ def _check_dispersals(spec: RunSpec, where: object) -> None:
             read_settings(arm.disperse_keys, where=f"{where}: arms.{name}", cluster_needed=False)
 
 
-def _tell(made: Changes, out: Path, *, dry: bool) -> None:
+def _bare_names(spec: RunSpec) -> list[str]:
+    """Names without an owner: the hub has some, and a folder's name that is misspelt looks like them."""
+    pairs = spec.preference if isinstance(spec.preference, dict) else {"": spec.preference or []}
+    entries = [*(spec.sft or []), *(spec.replay or []), *(entry for listed in pairs.values() for entry in listed)]
+    names = [spec.base, *(str(entry["path"]) for entry in entries)]
+    return list(dict.fromkeys(name for name in names if "/" not in name and not is_local(name)))
+
+
+def _tell(made: Changes, spec: RunSpec, out: Path, *, dry: bool) -> None:
     nodes = made.plan.nodes
     trainings, merges = (sum(node.kind == kind for node in nodes) for kind in ("train", "merge"))
     if dry:
@@ -241,7 +250,9 @@ def _tell(made: Changes, out: Path, *, dry: bool) -> None:
         click.echo(
             f"{out / name}: edited by hand, kept and run as it stands (--diff shows what differs, --force overwrites)"
         )
-    click.echo(f"{out}: {trainings} trainings and {merges} merges, {'nothing written' if dry else 'nothing run yet'}.")
+    for name in _bare_names(spec):
+        click.echo(f"{name}: no such file or folder here, so it is taken as a hub id")
+    click.echo(f"{out}: {trainings} trainings and {merges} merges, {'nothing written' if dry else 'nothing started'}.")
     if not dry:
         click.echo(f"Look it over:          untax check {shlex.quote(str(out))}")
         click.echo(f"All of it, resumable:  untax run {shlex.quote(str(out))}        (what it would do: --dry-run)")

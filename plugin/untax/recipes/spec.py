@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo,
 
 from untax.errors import UntaxError, near_names
 from untax.files import disk_error
+from untax.recipes import unique_keys
 from untax.recipes.arms import (
     KINDS,
     L2,
@@ -225,7 +226,7 @@ def read_spec(path: Path, *, look: bool = False) -> RunSpec:
         UntaxError: the file is missing or no YAML, or every key that is wrong, at once.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = unique_keys.load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UntaxError("There is no recipe here.", where=path, fix="Make one with `untax recipe`.") from error
     except OSError as error:
