@@ -157,3 +157,9 @@ def test_a_model_of_the_hub_that_is_not_cached() -> None:
 def test_digest_json_is_canonical() -> None:
     assert digest_json({"b": 1, "a": [1, "é"]}) == digest_json(json.loads('{"a": [1, "\\u00e9"], "b": 1}'))
     assert digest_json([1]) != digest_json(["1"])
+
+
+def test_a_path_that_is_not_there_is_not_asked_of_the_hub() -> None:
+    with pytest.raises(UntaxError, match="no model folder"):
+        digest_model("../../not-there")
+    assert digest_model("nobody/not-there") == "hub:nobody/not-there@unknown"

@@ -75,13 +75,21 @@ def digest_model(model: str | Path, revision: str | None = None) -> str:
     Args:
         model: a folder or hub id.
         revision: of the hub id; ``main`` by default.
+
+    Raises:
+        UntaxError: it is no folder, and no hub could have it by this name.
     """
     path = Path(model)
     if path.is_dir():
         return digest_files(path, ["*.safetensors", "config.json"])
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
 
-    cached = try_to_load_from_cache(str(model), "config.json", revision=revision)
+    try:
+        cached = try_to_load_from_cache(str(model), "config.json", revision=revision)
+    except HFValidationError as error:
+        fix = "Put it back, or correct the path."
+        raise UntaxError(f"There is no model folder {model}.", where=model, fix=fix) from error
     commit = Path(cached).parent.name if isinstance(cached, str) else "unknown"
     return f"hub:{model}@{commit}"
 

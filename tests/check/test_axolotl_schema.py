@@ -60,3 +60,21 @@ def test_a_plugin_that_cannot_be_loaded(run_folder: Make, name: str) -> None:
 def test_untaxs_own_keys_are_known(run_folder: Make) -> None:
     """Keys of plugins are part of the schema only with their plugins."""
     assert fails(run_folder()) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "meant"), [("optimizer", "adamw_tosch", "adamw_torch"), ("lr_scheduler", "cosin", "cosine")]
+)
+def test_names_that_only_the_trainer_would_refuse(run_folder: Make, key: str, value: str, meant: str) -> None:
+    folder = run_folder(nodes={"dpo": {"axolotl": {key: value}}})
+    [(where, text)] = fails(folder)
+    assert where == f"recipes/dpo.yaml: {key}"
+    assert f"'{value}'. Did you mean '{meant}'?" in text
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"optimizer": "muon"}, {"optimizer": "paged_adamw_8bit"}, {"lr_scheduler": "rex"}, {"lr_scheduler": "linear"}],
+)
+def test_names_that_the_trainer_knows(run_folder: Make, keys: dict[str, str]) -> None:
+    assert fails(run_folder(nodes={"sft-sparse": {"axolotl": keys}})) == []

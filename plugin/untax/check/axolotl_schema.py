@@ -15,6 +15,8 @@ from untax.check.trainings import Training
 
 BY_PLUGIN = ("disperse_", "delta_")
 """Keys that untax's own checks speak of, more plainly."""
+OWN_SCHEDULES = ("one_cycle", "rex")
+"""Axolotl's, beside those of transformers."""
 
 
 def schema_findings(training: Training, device: str) -> list[Finding]:
@@ -27,12 +29,12 @@ def schema_findings(training: Training, device: str) -> list[Finding]:
     lost = [Finding("fail", f"{training.config}: plugins", problem) for problem in _load_plugins(training.keys)]
     if lost:
         return lost
+    refused = list(_not_the_trainers(training.keys))
     try:
         dropped = list(_dropped(training.keys, _validated(training.keys, device, training.node.gpus)))
-        refused = list[tuple[str, str]]()
     # Axolotl's validators raise what they like; pydantic's errors have places.
     except Exception as error:
-        dropped, refused = _unknown(training.keys), list(_said(error))
+        dropped, refused = _unknown(training.keys), [*refused, *_said(error)]
     return [
         *(Finding("fail", f"{training.config}{place}", f"Axolotl refuses it: {text}") for place, text in refused),
         *(
@@ -98,6 +100,22 @@ def _said(error: Exception) -> Iterator[tuple[str, str]]:
     for entry in error.errors():
         place = ".".join(map(str, entry["loc"]))
         yield f": {place}" if place else "", entry["msg"].removeprefix("Value error, ")
+
+
+def _not_the_trainers(keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(place, text) of names that the schema takes as any text, and that the trainer would refuse."""
+    from axolotl.utils.schemas.enums import CustomSupportedOptimizers
+    from transformers import SchedulerType
+    from transformers.training_args import OptimizerNames
+
+    known = {
+        "optimizer": [name.value for names in (OptimizerNames, CustomSupportedOptimizers) for name in names],
+        "lr_scheduler": [*(name.value for name in SchedulerType), *OWN_SCHEDULES],
+    }
+    for key, names in known.items():
+        value = keys.get(key)
+        if isinstance(value, str) and value not in names:
+            yield f": {key}", f"there is no {key} '{value}'.{_guess(value, names)}"
 
 
 def _dropped(written: Any, validated: Any, at: str = "") -> Iterator[tuple[str, str]]:

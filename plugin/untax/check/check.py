@@ -19,6 +19,7 @@ from untax.check.merges import merge_findings
 from untax.check.paths import path_findings
 from untax.check.tokenizers import Tokenizers
 from untax.check.trainings import Trainings, read_trainings
+from untax.check.weights import weight_findings
 from untax.errors import UntaxError
 from untax.recipes.cost.disk import Disk
 from untax.recipes.graph import Plan
@@ -87,6 +88,7 @@ def _check(spec: RunSpec, expanded: Plan, offline: bool, rows: int, say: Callabl
     report = Report(nodes=len(expanded.nodes))
     trainings = read_trainings(expanded, folder, spec.base)
     report.findings += [*trainings.findings, *path_findings(trainings.found, expanded, folder)]
+    report.findings += weight_findings([spec.base, *(training.base for training in trainings.found)], folder)
     if not trainings.findings:
         report.findings += _as_run(spec, expanded, folder, report.failed)
         report.findings += _cycles(expanded, folder, report.findings)
@@ -129,7 +131,8 @@ def _cycles(expanded: Plan, folder: Path, found: list[Finding]) -> list[Finding]
 def _todo(spec: RunSpec, expanded: Plan, folder: Path) -> list[tuple[str, str]]:
     try:
         return todo(expanded, folder, spec.suite)
-    except UntaxError:
+    # A run that was moved may name what no file or hub can be asked about.
+    except (UntaxError, OSError, ValueError):
         return [(node.name, "unknown") for node in expanded.nodes]  # said as a finding
 
 

@@ -13,10 +13,12 @@ from untax.check.columns import Answers, missing_columns, needed_columns, read_a
 from untax.check.findings import Finding, State, counted
 from untax.check.hub import is_cached, is_hub_name, nothing_downloaded
 from untax.check.lengths import Lengths, Part, measure
+from untax.check.paths import is_pattern
 from untax.check.sample import Sample, take_samples
 from untax.check.tokenizers import Tokenizers
 from untax.check.trainings import Training
 from untax.errors import UntaxError
+from untax.recipes.checks import is_local
 from untax.recipes.graph import Plan
 from untax.run.reads import maker
 
@@ -79,6 +81,8 @@ class Datasets:
         if is_hub_name(path, self.folder) and not entry.get("data_files") and not is_cached("dataset", path):
             self.findings.append(Finding("unknown", where, f"{path}: its rows are not on this machine"))
             return None
+        if is_local(path) and not is_pattern(path) and not (self.folder / path).exists():
+            return None  # said of its path
         self.say(f"reading {path}")
         try:
             with nothing_downloaded(), quiet():

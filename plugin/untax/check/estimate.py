@@ -11,6 +11,7 @@ from untax.check.gpus import VisibleGpu
 from untax.check.lengths import Lengths
 from untax.check.trainings import Training
 from untax.errors import UntaxError
+from untax.recipes.checks import is_local
 from untax.recipes.cost.architecture import Architecture
 from untax.recipes.cost.hardware import DEFAULT_GPU, gpu_named
 from untax.recipes.cost.known import find_architecture
@@ -87,6 +88,8 @@ def shape_of(base: str, folder: Path) -> tuple[Architecture | None, list[Finding
     except UntaxError as error:
         return None, [Finding("unknown", error.where or base, error.problem, error.fix or "")]
     shape = shape or next((known.architecture for known in BASES if known.path == base), None)
+    if shape is None and is_local(base):
+        return None, []  # said of its path
     if shape is None:
         text = f"memory and hours are not estimated: nothing of {base} is on this machine"
         return None, [Finding("unknown", base, text, f"hf download {base} config.json")]

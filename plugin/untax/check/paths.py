@@ -70,6 +70,11 @@ def _reason(key: str, path: str, folder: Path) -> str | None:
     if place.is_dir():
         lacking = key == "base_model" and not (place / "config.json").is_file()
         return f"{path} has no config.json: it is no model folder" if lacking else None
-    # With wildcards it names what is found then; `outputs/x` could be a hub id, and is none here.
+    # `outputs/x` could be a hub id, and is none here.
     here = is_local(path) or path.removeprefix("./").startswith("outputs/") or "jinja" in key
-    return f"there is no {path}" if here and not any(sign in path for sign in "*?[") else None
+    return f"there is no {path}" if here and not is_pattern(path) else None
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path has wildcards, and so names what is found when it is read."""
+    return any(sign in path for sign in "*?[")

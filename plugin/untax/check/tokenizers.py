@@ -11,8 +11,12 @@ from untax.check.axolotl_rows import TEMPLATE_KEYS, load_axolotl_tokenizer
 from untax.check.findings import Finding
 from untax.check.hub import nothing_downloaded
 from untax.check.trainings import Training
+from untax.check.vocabulary import vocabulary_findings
 from untax.data.completion import TOKENIZER_KEYS
 from untax.errors import UntaxError
+from untax.recipes.checks import is_local
+
+TOKENIZER_FILES = ("tokenizer.json", "*.model", "vocab*", "merges.txt", "*.tiktoken", "tekken.json")
 
 
 @dataclass
@@ -37,18 +41,35 @@ class Tokenizers:
         return self._loaded[known]
 
     def _load(self, training: Training) -> Any | None:
-        where = f"{training.config}: base_model"
+        new = vocabulary_findings(training)
+        self.findings += new
         try:
             with nothing_downloaded():
                 tokenizer = load_axolotl_tokenizer(training.keys, training.base)
         except UntaxError as error:
-            here = (self.folder / training.base).is_dir()
-            fix = "" if here else f"hf download {training.base} --include '*.json' '*.model'"
-            text = error.problem if here else f"the tokenizer of {training.base} is not on this machine"
-            self.findings.append(Finding("fail" if here else "unknown", where, text, fix))
+            # What Axolotl says of new tokens is advice to train embeddings.
+            self.findings += [] if new else self._unloaded(training, error)
             return None
         self.findings += _pad_findings(tokenizer, training)
         return tokenizer
+
+    def _unloaded(self, training: Training, error: UntaxError) -> list[Finding]:
+        """Why there is no tokenizer; of a folder that is not there nothing, as its path was found already."""
+        key = "tokenizer_config" if training.keys.get("tokenizer_config") else "base_model"
+        where, name = f"{training.config}: {key}", str(training.keys.get("tokenizer_config") or training.base)
+        folder = self.folder / name
+        if not folder.is_dir():
+            if is_local(name):
+                return []
+            fix = f"hf download {name} --include '*.json' '*.model'"
+            return [Finding("unknown", where, f"the tokenizer of {name} is not on this machine", fix)]
+        if any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+            return [Finding("fail", where, error.problem, error.fix or "Copy the tokenizer's files again.")]
+        fix = (
+            "Copy the files of the model's tokenizer into it, or name another folder as tokenizer_config under axolotl."
+        )
+        text = f"{name} has no tokenizer files, such as tokenizer.json or tokenizer.model"
+        return [Finding("fail", where, text, fix)]
 
 
 def _pad_findings(tokenizer: Any, training: Training) -> list[Finding]:
