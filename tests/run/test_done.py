@@ -56,11 +56,16 @@ def test_stale_inputs_are_named(tmp_path: Path):
     assert stale_inputs({}, {}, tmp_path) == []
 
 
-@pytest.mark.parametrize("content", [b"a: [", b"- a\n", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"a: [", b"- a\n", b"\xff\xfe", b"3: 3", b"datasets: 3.5"])
 def test_a_broken_yaml_is_said_plainly(tmp_path: Path, content: bytes):
     (tmp_path / "x.yaml").write_bytes(content)
     with pytest.raises(UntaxError, match="YAML"):
         read_yaml(tmp_path / "x.yaml")
+
+
+def test_a_folder_in_place_of_a_yaml(tmp_path: Path):
+    with pytest.raises(UntaxError, match="Is a directory"):
+        read_yaml(tmp_path)
 
 
 def test_files_of_statistics_and_bases_that_were_not_read(tmp_path: Path):
