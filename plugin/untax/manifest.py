@@ -130,7 +130,8 @@ def write_manifest(
 
     Args:
         folder: where the artifact lies.
-        what: the kind of artifact: ``assignment``, ``adapter``, ``model``, ``replay``, ``fisher``, ``gram``, ``results``.
+        what: the kind of artifact: ``assignment``, ``adapter``, ``model``, ``replay``, ``fisher``, ``gram`` or
+            ``results``.
         outputs: names, relative to ``folder``, of the files that are the artifact.
         started: ``time.time()`` when the work began.
         digests: of those outputs whose digest is known from writing them.

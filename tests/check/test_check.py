@@ -147,7 +147,9 @@ def test_chat_templates(run_folder: Make) -> None:
     entries = [{"path": "sft.jsonl", "type": "chat_template"}]
     folder = run_folder(sft=chats, arms={"vanilla": {}})
     edit(folder / "recipes" / "sft.yaml", datasets=entries)
-    assert "tokenizer's chat_template is null" in texts(check_folder(folder, offline=True))
+    [finding] = [found for found in check_folder(folder, offline=True).findings if found.state == "fail"]
+    assert finding.text.startswith("The base has no chat template")
+    assert "--chat-template zephyr" in finding.fix
     edit(folder / "recipes" / "sft.yaml", chat_template="chatml")
     report = check_folder(folder, offline=True)
     assert not report.failed, texts(report)

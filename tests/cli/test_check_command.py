@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from toys import sft_rows, write_jsonl
@@ -26,6 +27,9 @@ def make_folder(folder: Path, base: Path) -> None:
                 "lora_r": 4,
                 "lora_target_linear": True,
                 "sequence_len": 256,
+                "learning_rate": 0.001,
+                "micro_batch_size": 2,
+                "num_epochs": 1,
                 "special_tokens": {"pad_token": "<unk>"},
             }
         },
@@ -67,3 +71,39 @@ def test_failure(tmp_path: Path, base_model: Path) -> None:
     assert result.exit_code == 2
     assert "there is no sft.jsonl" in result.stdout
     assert "this run would fail" in result.stdout
+
+
+@pytest.mark.parametrize("recipe", [None, "base: x\narms: {dtmm: {}}\n", "a: ["])
+def test_json_of_a_recipe_that_is_wrong_or_missing(tmp_path: Path, recipe: str | None) -> None:
+    if recipe is not None:
+        (tmp_path / "untax.yaml").write_text(recipe)
+    result = check(str(tmp_path if recipe else tmp_path / "gone"), "--json")
+    assert result.exit_code == 2
+    found = json.loads(result.stdout)
+    assert found["failed"] is True
+    [finding] = found["findings"]
+    assert finding["state"] == "fail"
+    assert "untax.yaml" in finding["where"]
+    assert finding["text"]
+    assert finding["fix"]
+
+
+def test_yamls_that_differ_from_the_recipe_are_noted_each_for_what_it_is(tmp_path: Path, base_model: Path) -> None:
+    make_folder(tmp_path, base_model)
+    recipe = tmp_path / "untax.yaml"
+    recipe.write_text(recipe.read_text().replace("lora_r: 4", "lora_r: 8"))
+    config = tmp_path / "recipes" / "sft.yaml"
+
+    def note() -> dict[str, str]:
+        findings = json.loads(check(str(tmp_path), "--offline", "--json").stdout)["findings"]
+        [finding] = [found for found in findings if "differs from what" in found["text"]]
+        assert (finding["state"], finding["where"]) == ("note", "recipes/sft.yaml")
+        assert "untax recipe --from untax.yaml" in finding["fix"]
+        return finding
+
+    assert note()["text"].startswith("older than untax.yaml: ")
+    config.write_text(config.read_text().replace("lora_r: 4", "lora_r: 2"))
+    assert note()["text"].startswith("edited by hand: ")
+    assert "--force" in note()["fix"]
+    (tmp_path / ".untax" / "generated.json").unlink()
+    assert note()["text"].startswith("edited by hand, or older than untax.yaml: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from untax.data.completion import TOKENIZER_KEYS
+from untax.data.row_types import TYPES
 from untax.errors import UntaxError
 
 if TYPE_CHECKING:
@@ -21,6 +23,12 @@ ANY_LENGTH = 1 << 20
 TEMPLATE_KEYS = ("chat_template", "chat_template_jinja", "default_system_message", "eot_tokens")
 ROW_KEYS = (*TOKENIZER_KEYS, *TEMPLATE_KEYS, "train_on_inputs", "sequence_len", "rl", "roles_to_train", "train_on_eos")
 """Keys of a YAML, beside its entries, that decide what rows become."""
+NO_TEMPLATE, NO_TYPE = "chat_template is null", "unhandled prompt tokenization strategy"
+"""What Axolotl says of a tokenizer without a chat template, and of a ``type:`` that it does not know."""
+
+
+class UnknownTypeError(ValueError):
+    """A preference method has no such ``type:``."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,14 @@ def chat_template(keys: Mapping[str, Any], entry: Mapping[str, Any], tokenizer: 
     try:
         return str(get_chat_template_from_config(DictDefault(dict(keys)), dict(entry), tokenizer))
     except (ValueError, OSError) as error:
+        if NO_TEMPLATE in str(error):
+            raise _no_template("key chat_template") from error
         raise UntaxError(reason(error), where="key chat_template") from error
+
+
+def _no_template(where: str) -> UntaxError:
+    fix = "Name one: `untax recipe --chat-template zephyr`, or chat_template: under training in untax.yaml."
+    return UntaxError("The base has no chat template, and this type writes dialogues with one", where=where, fix=fix)
 
 
 def tokenised(
@@ -97,12 +112,24 @@ def tokenised(
             return make(rows, keys, entry, tokenizer)
         # Strategies raise whatever a row makes them meet.
         except Exception as error:
+            _refuse_of_all_rows(error, entry)
             for index, number in enumerate(numbers):
                 try:
                     make(rows.select([index], keep_in_memory=True), keys, entry, tokenizer)
                 except Exception as own:
                     raise _unreadable(own, f"row {number} of {entry['path']}") from own
             raise _unreadable(error, str(entry["path"])) from error
+
+
+def _refuse_of_all_rows(error: Exception, entry: Mapping[str, Any]) -> None:
+    """Raise what no single row is to blame for."""
+    if NO_TEMPLATE in str(error):
+        raise _no_template(str(entry["path"])) from error
+    if isinstance(error, UnknownTypeError) or NO_TYPE in str(error):
+        kind = str(entry.get("type"))
+        close = difflib.get_close_matches(kind, TYPES, n=1)
+        fix = f"Did you mean '{close[0]}'?" if close else "Correct `type:`; docs/preference.md lists those of pairs."
+        raise UntaxError(f"Axolotl has no type '{kind}' for this training", fix=fix) from error
 
 
 def _unreadable(error: Exception, where: str) -> UntaxError:
@@ -173,7 +200,7 @@ def _mapped(rows: Dataset, cfg: Any, tokenizer: Any) -> Dataset:
     load = {"orpo": load_orpo, "kto": load_kto}.get(str(cfg.rl), load_dpo)
     strategy = load(name, cfg, dataset_idx=0)
     if strategy is None:
-        raise ValueError(f"there is no type {name} for rl: {cfg.rl}")
+        raise UnknownTypeError(name)
     strategy, options = strategy if isinstance(strategy, tuple) else (strategy, {})
     removed = options.get("remove_columns")
     if removed is not None:

@@ -99,7 +99,9 @@ def _said(error: Exception) -> Iterator[tuple[str, str]]:
         return
     for entry in error.errors():
         place = ".".join(map(str, entry["loc"]))
-        yield f": {place}" if place else "", entry["msg"].removeprefix("Value error, ")
+        value = entry.get("input")
+        given = f" (it is {value!r})" if place and isinstance(value, str | int | float) else ""
+        yield f": {place}" if place else "", entry["msg"].removeprefix("Value error, ") + given
 
 
 def _not_the_trainers(keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

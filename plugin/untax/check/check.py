@@ -10,6 +10,7 @@ from pathlib import Path
 from untax.check.axolotl_schema import schema_findings
 from untax.check.data import Datasets
 from untax.check.disk import disk_findings, rest_of_disk
+from untax.check.edits import edited_findings
 from untax.check.estimate import Estimate, estimate, shape_of
 from untax.check.findings import Finding, State, failed
 from untax.check.gpus import VisibleGpu, visible_gpus
@@ -93,7 +94,7 @@ def _check(spec: RunSpec, expanded: Plan, offline: bool, rows: int, say: Callabl
         report.findings += _as_run(spec, expanded, folder, report.failed)
         report.findings += _cycles(expanded, folder, report.findings)
         report.edited, report.due = edited(expanded, folder), _todo(spec, expanded, folder)
-        report.findings += merge_findings(expanded, folder, report.edited)
+        report.findings += [*edited_findings(report.edited, folder), *merge_findings(expanded, folder, report.edited)]
     schema = [schema_findings(training, spec.device) for training in trainings.found]
     report.findings += [finding for found in schema for finding in found]
     names = hub_names(trainings.found, expanded, folder)

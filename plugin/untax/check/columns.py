@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qsl
 
+from untax.data.pairs import PREFIX
 from untax.data.row_readers import SIDE_COLUMNS, Columns, Dialogue, Preference
 from untax.data.row_types import TYPES, instruction_and_response
 
@@ -70,15 +72,17 @@ class Answers:
 
     Attributes:
         rows: how many were looked at.
-        empty: without an answer, or without one of two.
+        empty: without an answer; of pairs, without one of two.
         equal: whose two answers are the same.
         labels: how many rows of KTO are desirable.
+        without: of pairs, side -> those without an answer there; Axolotl stops at them.
     """
 
     rows: int
     empty: list[int]
     equal: list[int]
     labels: int | None = None
+    without: dict[str, list[int]] = field(default_factory=dict)
 
 
 def read_answers(rows: Mapping[int, Row], entry: Mapping[str, Any], rl: str | None) -> Answers:
@@ -101,7 +105,30 @@ def read_answers(rows: Mapping[int, Row], entry: Mapping[str, Any], rl: str | No
         len(rows),
         [number for number, pair in pairs.items() if not all(pair)],
         [number for number, (chosen, rejected) in pairs.items() if chosen and chosen == rejected],
+        without={
+            side: lacking
+            for index, side in enumerate(ANSWER_COLUMNS)
+            if (lacking := [number for number, pair in pairs.items() if not pair[index]])
+        },
     )
+
+
+def text_sides(rows: Mapping[int, Row], entry: Mapping[str, Any], rl: str | None) -> list[str]:
+    """Columns of answers that hold text where the ``type:`` reads dialogues; none where it reads text, or rl is none.
+
+    Args:
+        rows: number in the source -> row.
+        entry: the dataset entry.
+        rl: the preference method of the training, or None.
+    """
+    kind = str(entry.get("type") or "")
+    if kind.startswith(PREFIX):  # untax's types read what DPO's type behind their question mark reads
+        return text_sides(rows, dict(parse_qsl(kind.partition("?")[2])), "dpo")
+    name = kind.split(":")[0]
+    if rl not in PAIRED or not (name.endswith("argilla_chat") or (rl == "orpo" and name.startswith("chat_template"))):
+        return []
+    columns = [_field(entry, side) or side for side in ANSWER_COLUMNS]
+    return [column for column in columns if any(isinstance(row.get(column), str) for row in rows.values())]
 
 
 def _answer(row: Row, entry: Mapping[str, Any], which: str) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from untax.check.axolotl_rows import ROW_KEYS, Tokens, chat_template, quiet, tokenised
-from untax.check.columns import Answers, missing_columns, needed_columns, read_answers
+from untax.check.columns import Answers, missing_columns, needed_columns, read_answers, text_sides
 from untax.check.findings import Finding, State, counted
 from untax.check.hub import is_cached, is_hub_name, nothing_downloaded
 from untax.check.lengths import Lengths, Part, measure
@@ -17,6 +18,7 @@ from untax.check.paths import is_pattern
 from untax.check.sample import Sample, take_samples
 from untax.check.tokenizers import Tokenizers
 from untax.check.trainings import Training
+from untax.data.first_turn import MESSAGE_COLUMNS
 from untax.errors import UntaxError
 from untax.recipes.checks import is_local
 from untax.recipes.graph import Plan
@@ -97,9 +99,7 @@ class Datasets:
     def _sample(self, training: Training, where: str, sample: Sample) -> Part | None:
         """Columns, answers and tokens, in this order: each says more plainly what the next would stumble over."""
         rl = training.keys.get("rl")
-        if sample.without_turn:
-            text = f"{sample.without_turn:,} of {sample.looked_at:,} rows have no complete first turn and are left out"
-            self.findings.append(Finding("note" if sample.numbers else "fail", where, text))
+        self.findings += turn_findings(sample, where)
         if not sample.numbers:
             return None
         missing = missing_columns(needed_columns(sample.entry, rl), sample.rows.column_names)
@@ -109,8 +109,13 @@ class Datasets:
             fix = "Correct `type:`, or name the columns (field_...) that hold the text."
             self.findings.append(Finding("fail", where, text, fix))
             return None
-        found = answer_findings(read_answers(sample.by_number(), sample.entry, rl), where)
+        rows = sample.by_number()
+        unread = dialogue_findings(text_sides(rows, sample.entry, rl), sample.entry, where)
+        answers = read_answers(rows, sample.entry, rl)
+        found = unread or answer_findings(answers, where)
         self.findings += found
+        if unread or answers.without:
+            return None
         tokens = self._tokens(training, where, sample)
         if tokens is None:
             return None
@@ -142,15 +147,58 @@ class Datasets:
         self.findings.append(Finding("ok", where, text))
 
 
+def turn_findings(sample: Sample, where: str) -> list[Finding]:
+    """Rows without a first turn, and why: columns that are not there, or answers that are empty."""
+    if not sample.without_turn:
+        return []
+    counts = f"{sample.without_turn:,} of {sample.looked_at:,} rows"
+    there = sample.source.rows.column_names
+    if not {*MESSAGE_COLUMNS} & {*there} and not {"instruction", "output"} <= {*there}:
+        needed = f"instruction and output, or one of {', '.join(MESSAGE_COLUMNS)}"
+        text = f"first_turn reads the columns {needed}; {sample.source.name} has {', '.join(there)}"
+        fix = "Rename its columns, or set first_turn: false (--all-turns) to read them as `type:` says."
+        return [Finding("fail", where, text, fix)]
+    text = f"{counts} have no complete first turn (no instruction, or an empty answer) and are left out"
+    if sample.numbers:
+        return [Finding("note", where, text, "Remove these rows, if it was not meant so.")]
+    fix = "Give rows with answers, or set first_turn: false (--all-turns) to read them as `type:` says."
+    return [Finding("fail", where, text, fix)]
+
+
+def dialogue_findings(columns: list[str], entry: dict[str, Any], where: str) -> list[Finding]:
+    """A failure for answers that are text where dialogues are read."""
+    if not columns:
+        return []
+    verb = "is" if len(columns) == 1 else "are"
+    text = f"{' and '.join(columns)} {verb} text, and type {_dialogue_type(entry)} reads lists of {{role, content}}"
+    fix = (
+        "For prompt, chosen and rejected as text: type: {field_prompt: prompt, field_chosen: chosen, field_rejected: "
+        'rejected, prompt_format: "{prompt}", chosen_format: "{chosen}", rejected_format: "{rejected}"}, with the '
+        "base's prompt around {prompt} (docs/preference.md)."
+    )
+    return [Finding("fail", where, text, fix)]
+
+
+def _dialogue_type(entry: dict[str, Any]) -> str:
+    """As the recipe names it: of untax's types what stands behind the question mark."""
+    kind = str(entry["type"])
+    return dict(parse_qsl(kind.partition("?")[2])).get("type", kind)
+
+
 def answer_findings(answers: Answers, where: str) -> list[Finding]:
-    """What is wrong with rows' answers: none at all is a failure, some are worth knowing."""
-    found = []
-    for rows, what in ((answers.empty, "have no answer, or an empty one"), (answers.equal, "chose what they rejected")):
+    """What is wrong with rows' answers: none at all is a failure, as is half a pair; others are worth knowing."""
+    fixes = {True: "Correct `type:` or its fields.", False: "Remove these rows, if it was not meant so."}
+    found = [
+        Finding("fail", where, f"{counted(rows, answers.rows)} have no {side} answer, or an empty one", fix)
+        for side, rows in answers.without.items()
+        for fix in [fixes[True] if len(rows) == answers.rows else "Remove these rows."]
+    ]
+    empty = [] if answers.without else answers.empty
+    for rows, what in ((empty, "have no answer, or an empty one"), (answers.equal, "chose what they rejected")):
         if rows:
             every = len(rows) == answers.rows
-            fix = "Correct `type:` or its fields." if every else "Remove these rows, if it was not meant so."
             text = f"{counted(rows, answers.rows)} {what}"
-            found.append(Finding("fail" if every else "note", where, text, fix))
+            found.append(Finding("fail" if every else "note", where, text, fixes[every]))
     if answers.labels in (0, answers.rows):
         which = "desirable" if answers.labels else "undesirable"
         text = f"all {answers.rows:,} rows are {which}: KTO learns from both kinds"

@@ -42,9 +42,18 @@ def command(folder: Path, as_json: bool, offline: bool, rows: int) -> None:
     Nothing is downloaded and nothing in FOLDER is changed. Exit code 2 if anything would fail, else 0.
     """
     quieten()
-    from untax.check.check import check_folder
+    from untax.check.check import Report, check_folder
+    from untax.check.findings import Finding
+    from untax.errors import UntaxError
 
-    report = check_folder(folder, offline=offline, rows=rows, say=lambda line: click.echo(f"  {line} ...", err=True))
+    try:
+        report = check_folder(
+            folder, offline=offline, rows=rows, say=lambda line: click.echo(f"  {line} ...", err=True)
+        )
+    except UntaxError as error:
+        if not as_json:
+            raise
+        report = Report([Finding("fail", error.where or str(folder), error.problem, error.fix or "")])
     if as_json:
         click.echo(json.dumps(as_plain(report), indent=2))
     else:
@@ -138,8 +147,6 @@ def _plan(report: Report) -> Iterator[str]:
     yield f"\nWhat would run: {len(report.due)} of {report.nodes} nodes"
     for node, reason in report.due:
         yield f"  {node}: {reason}"
-    if report.edited:
-        yield f"  edited by hand, or older than untax.yaml: {', '.join(report.edited)}"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, tuple[str, ...]]]) -> Iterator[str]:
