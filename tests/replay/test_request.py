@@ -42,6 +42,18 @@ def test_what_is_typed_goes_first() -> None:
     assert asked(base="b", rows=3).sequence_len == SEQUENCE_LEN
 
 
+@pytest.mark.parametrize("change", [{"datasets": 3}, {"sequence_len": "512"}, {"min_sample_len": [1]}])
+def test_a_yaml_with_other_types(change: dict[str, Any]) -> None:
+    with pytest.raises(UntaxError, match=next(iter(change))):
+        read_like({**CONTENT, **change}, Path(), OUT)
+
+
+@pytest.mark.parametrize("ratio", [float("nan"), float("inf")])
+def test_a_ratio_that_is_no_amount(ratio: float) -> None:
+    with pytest.raises(UntaxError, match="ratio"):
+        asked(read_like(CONTENT, Path(), OUT), ratio=ratio)
+
+
 @pytest.mark.parametrize("path", ["outputs/replay-text", "outputs/x/../replay-text/replay.jsonl"])
 def test_the_replay_text_is_no_instruction_data_however_it_is_written(path: str) -> None:
     like = read_like({**CONTENT, "datasets": [{"path": "sft.jsonl"}, {"path": path}]}, Path(), OUT)

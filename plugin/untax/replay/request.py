@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -128,7 +129,11 @@ def read_like(content: Mapping[str, Any], folder: Path, out: Path) -> Like:
         content: the YAML.
         folder: where its paths start.
         out: the folder of the replay text, which is no instruction data.
+
+    Raises:
+        UntaxError: ``datasets`` is no list, or a number is none.
     """
+    _check_types(content)
     entries = [dict(entry) for entry in content.get("datasets") or [] if isinstance(entry, Mapping)]
     made = {os.path.realpath(out), os.path.realpath(out / FILE_NAME)}
     return Like(
@@ -139,6 +144,16 @@ def read_like(content: Mapping[str, Any], folder: Path, out: Path) -> Like:
         content.get("seed"),
         content.get("hf_use_auth_token"),
     )
+
+
+def _check_types(content: Mapping[str, Any]) -> None:
+    numbers = ("sequence_len", "min_sample_len", "seed")
+    wrong = {key: "is a whole number" for key in numbers if type(content.get(key)) not in (int, type(None))}
+    if content.get("datasets") and not isinstance(content["datasets"], list):
+        wrong["datasets"] = "is a list"
+    if wrong:
+        problems = "; ".join(f"{key} {what}, not {content[key]!r}" for key, what in wrong.items())
+        raise UntaxError(f"Of the training's YAML {problems}.", where="the YAML of --like", fix="Correct these keys.")
 
 
 def make_request(
@@ -170,6 +185,8 @@ def make_request(
             where=where,
             fix="Say --rows N, or name the YAML of the training that mixes them in: --like CONFIG --ratio 1.0.",
         )
+    if ratio is not None and not math.isfinite(ratio):
+        raise UntaxError(f"A ratio of {ratio} says nothing.", where="--ratio", fix="Give a number, such as 1.0.")
     if rows is not None and (ratio is not None or by == "tokens"):
         raise UntaxError("--rows says how many rows, and so does --ratio or --by.", where=where, fix="Say one of them.")
     if rows is None and like is not None and not like.entries:

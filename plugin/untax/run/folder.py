@@ -143,8 +143,8 @@ def edited_note(names: list[str]) -> str:
     """What a run does with such YAMLs."""
     return (
         f"These differ from what {SPEC_NAME} expands to and are run as they stand: {', '.join(names)}\n"
-        f"(In the run folder `untax recipe --from {SPEC_NAME} --diff` shows how. Without --diff it writes those that are "
-        "older than the recipe, and with --force also those edited by hand.)"
+        f"(In the run folder `untax recipe --from {SPEC_NAME} --diff` shows how. Without --diff it writes those that "
+        "are older than the recipe, and with --force also those edited by hand.)"
     )
 
 
