@@ -12,14 +12,18 @@ import pytest
 
 from untax.check.check import check_folder
 from untax.check.findings import Finding
+from untax.manifest import write_manifest
+from untax.recipes.plan import plan
+from untax.recipes.spec import read_spec
 
 Make = Callable[..., Path]
 
 
-def with_training(make: Make, **keys: Any) -> Path:
+def with_training(make: Make, base: str = "./base", suite: str | None = None, **keys: Any) -> Path:
     lora = {"adapter": "lora", "lora_r": 4, "lora_target_linear": True}
     training = {**lora, "learning_rate": 0.001, "micro_batch_size": 2, "num_epochs": 1, "sequence_len": 256, **keys}
-    return make(arms={"vanilla": {}}, training={"sft": training})
+    recipe = {"base": base} | ({"suite": suite} if suite else {})
+    return make(arms={"vanilla": {}}, training={"sft": training}, **recipe)
 
 
 def found(folder: Path, state: str = "fail") -> list[Finding]:
@@ -98,3 +102,20 @@ def test_a_missing_dataset_is_told_once(run_folder: Make) -> None:
     folder = with_training(run_folder)
     (folder / "sft.jsonl").unlink()
     assert [finding.text for finding in found(folder)] == ["there is no sft.jsonl"]
+
+
+def test_a_run_that_was_scored_and_whose_base_is_gone(run_folder: Make, tmp_path: Path, base_model: Path) -> None:
+    """A relative path that leads nowhere is reported, and is not asked of the hub's cache."""
+    shutil.copytree(base_model, tmp_path / "basex")
+    folder = with_training(run_folder, base="../basex", suite="demo")
+    results = folder / next(
+        node.outputs[0] for node in plan(read_spec(folder / "untax.yaml")).nodes if node.name == "score-base"
+    )
+    results.mkdir(parents=True)
+    (results / "demo.json").write_text("{}")
+    write_manifest(results, what="results", outputs=["demo.json"], started=0.0, name="demo.untax.json", inputs={})
+    shutil.rmtree(tmp_path / "basex")
+    report = check_folder(folder, offline=True)
+    failures = [finding.text for finding in report.findings if finding.state == "fail"]
+    assert failures == ["there is no ../basex"]
+    assert "There is no model folder ../basex" in dict(report.due)["score-base"]
