@@ -384,11 +384,32 @@ def mean_of(method: str, *weights: float) -> dict[str, Any]:
             "python starts one process, and gpus is 2",
         ),
         ({"vanilla": {}}, {"device": "cuda", "gpus": 2, "launcher": "torchrun"}, "give --nproc_per_node=2"),
+        ({"vanilla": {}}, {"device": "cuda", "launcher_args": ["--num_processes=8"]}, "8 processes are started, and"),
+        (
+            {"vanilla": {}},
+            {"device": "cuda", "gpus": 4, "nodes": {"sft": {"gpus": 2}}, "launcher_args": ["--num_processes", "4"]},
+            "4 processes are started, and gpus is 2",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(arms: dict[str, Any], more: dict[str, Any], said: str):
     with pytest.raises(UntaxError, match=said):
         spec_of(arms, **more)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "args"),
+    [
+        (None, []),
+        (None, ["--num_processes=4", "--main_process_port=0"]),
+        ("torchrun", ["--nproc-per-node", "gpu"]),
+        ("accelerate", ["--num_machines=2", "--num_processes=8"]),
+    ],
+)
+def test_launchers_that_fit(launcher: str | None, args: list[str]):
+    expanded = plan(spec_of({"vanilla": {}}, device="cuda", gpus=4, launcher=launcher, launcher_args=args))
+    command = nodes(expanded, "train")["sft"].command
+    assert command[len(command) - len(args) :] == tuple(args)
 
 
 def test_everything_wrong_is_told_at_once():

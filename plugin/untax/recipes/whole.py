@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 
 from untax.errors import near_names
@@ -89,15 +90,27 @@ def _other_adapters(spec: RunSpec) -> list[str]:
 
 
 def _launch(spec: RunSpec) -> list[str]:
-    """Launchers that would leave all GPUs but one idle."""
-    most = max([spec.gpus, *(node.gpus or 1 for node in spec.nodes.values())])
-    if spec.device == "cpu" or most == 1:
+    """Launchers that would leave GPUs idle, or put several processes on one."""
+    if spec.device == "cpu":
         return []
-    if spec.launcher == "python":
+    wanted = [spec.gpus, *(node.gpus for node in spec.nodes.values() if node.gpus)]
+    most, least, processes = max(wanted), min(wanted), _processes(spec.launcher_args)
+    if most > 1 and spec.launcher == "python":
         return [f"launcher: python starts one process, and gpus is {most}: name accelerate or torchrun"]
-    if spec.launcher == "torchrun" and not any(arg.startswith("--nproc") for arg in spec.launcher_args):
+    if most > 1 and spec.launcher == "torchrun" and processes is None:
         return [f"launcher_args: torchrun starts one process, and gpus is {most}: give --nproc_per_node={most}"]
+    if processes and processes.isdigit() and int(processes) > least:
+        return [f"launcher_args: {processes} processes are started, and gpus is {least}: each needs a GPU of its own"]
     return []
+
+
+def _processes(args: list[str]) -> str | None:
+    """How many processes a launcher is told to start on this machine, as it is written."""
+    words = " ".join(args).replace("=", " ").replace("-", "_").split()
+    if {"__num_machines", "__nnodes"} & set(words):
+        return "of several machines"
+    names = ("__num_processes", "__nproc_per_node")
+    return next((value for name, value in itertools.pairwise(words) if name in names), None)
 
 
 def _pairs(spec: RunSpec, methods: dict[str, list[str]]) -> list[str]:
