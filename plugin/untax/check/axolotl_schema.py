@@ -29,12 +29,12 @@ def schema_findings(training: Training, device: str) -> list[Finding]:
     lost = [Finding("fail", f"{training.config}: plugins", problem) for problem in _load_plugins(training.keys)]
     if lost:
         return lost
-    refused = list(_not_the_trainers(training.keys))
     try:
         dropped = list(_dropped(training.keys, _validated(training.keys, device, training.node.gpus)))
+        refused = list[tuple[str, str]]()
     # Axolotl's validators raise what they like; pydantic's errors have places.
     except Exception as error:
-        dropped, refused = _unknown(training.keys), [*refused, *_said(error)]
+        dropped, refused = _unknown(training.keys), list(_said(error))
     return [
         *(Finding("fail", f"{training.config}{place}", f"Axolotl refuses it: {text}") for place, text in refused),
         *(
@@ -104,8 +104,8 @@ def _said(error: Exception) -> Iterator[tuple[str, str]]:
         yield f": {place}" if place else "", entry["msg"].removeprefix("Value error, ") + given
 
 
-def _not_the_trainers(keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(place, text) of names that the schema takes as any text, and that the trainer would refuse."""
+def trainer_findings(training: Training) -> list[Finding]:
+    """A failure for each name that the schema takes as any text, and that the trainer would refuse."""
     from axolotl.utils.schemas.enums import CustomSupportedOptimizers
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
@@ -114,10 +114,16 @@ def _not_the_trainers(keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "optimizer": [name.value for names in (OptimizerNames, CustomSupportedOptimizers) for name in names],
         "lr_scheduler": [*(name.value for name in SchedulerType), *OWN_SCHEDULES],
     }
-    for key, names in known.items():
-        value = keys.get(key)
-        if isinstance(value, str) and value not in names:
-            yield f": {key}", f"there is no {key} '{value}'.{_guess(value, names)}"
+    return [
+        Finding(
+            "fail",
+            f"{training.config}: {key}",
+            f"there is no {key} '{value}'.{_guess(value, names)}",
+            "Correct it under training in untax.yaml.",
+        )
+        for key, names in known.items()
+        if isinstance(value := training.keys.get(key), str) and value not in names
+    ]
 
 
 def _dropped(written: Any, validated: Any, at: str = "") -> Iterator[tuple[str, str]]:

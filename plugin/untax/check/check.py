@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from untax.check.axolotl_schema import schema_findings
+from untax.check.axolotl_schema import schema_findings, trainer_findings
 from untax.check.data import Datasets
 from untax.check.disk import disk_findings, rest_of_disk
 from untax.check.edits import edited_findings
@@ -97,6 +97,7 @@ def _check(spec: RunSpec, expanded: Plan, offline: bool, rows: int, say: Callabl
         report.findings += [*edited_findings(report.edited, folder), *merge_findings(expanded, folder, report.edited)]
     schema = [schema_findings(training, spec.device) for training in trainings.found]
     report.findings += [finding for found in schema for finding in found]
+    report.findings += [finding for training in trainings.found for finding in trainer_findings(training)]
     names = hub_names(trainings.found, expanded, folder)
     if names and not offline:
         say("asking the hub")
