@@ -245,6 +245,20 @@ def test_weights_of_a_fisher_merge():
     assert [model["parameters"]["weight"] for model in merge(expanded, "fisher")["models"]] == [1, 3]
 
 
+def test_rows_in_another_order_are_prepared_apart():
+    """Axolotl shuffles before it caches, and its cache is not keyed by the seed: who came first would decide."""
+    runs = [{"seed": 42}, {"seed": 7}, {"learning_rate": 1.0}, {"seed": 7, "learning_rate": 1.0}]
+    expanded = plan(
+        spec_of(
+            {"soup": {"runs": runs}, "paft": {}},
+            nodes={"dpo": {"axolotl": {"excess_length_strategy": "truncate"}}},
+        )
+    )
+    found = {name: keys(expanded, name)["dataset_prepared_path"] for name in nodes(expanded, "train")}
+    assert found.pop("soup-1") == found.pop("soup-3") != found.pop("dpo")
+    assert found == dict.fromkeys(["soup-0", "soup-2", "sft-sparse"], "outputs/prepared")
+
+
 def test_statistics_are_made_for_each_adapter():
     arms = {"dtm": {"clusters": 2, "merge": ["fisher", "regmean"], "statistics": "s.jsonl"}}
     expanded = plan(spec_of(arms))

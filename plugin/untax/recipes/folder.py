@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from untax.manifest import digest_bytes
+from untax.manifest import digest_bytes, digest_json
 from untax.recipes import axolotl_yaml, mergekit_yaml
 from untax.recipes.axolotl_yaml import dump
 from untax.recipes.checks import OWN_PLUGINS
@@ -16,6 +16,12 @@ from untax.recipes.graph import Layout, Node
 from untax.recipes.mergekit_yaml import Merge
 from untax.recipes.papers import origin
 from untax.recipes.spec import RunSpec
+
+UNCACHED = (
+    *("seed", "shuffle_merged_datasets", "shuffle_before_merging_datasets", "curriculum_sampling"),
+    *("excess_length_strategy", "min_sample_len"),
+)
+"""Keys that decide the tokenised rows or their order, and by which Axolotl's cache of them is not keyed."""
 
 
 class TwoOutputs(ValueError):
@@ -158,4 +164,17 @@ def with_plugins(own: Sequence[str], listed: Sequence[str] | None) -> list[str]:
 
 def _overlaid(keys: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     plugins = {"plugins": with_plugins(keys["plugins"], over.get("plugins"))} if "plugins" in over else {}
-    return {**keys, **over, **plugins}
+    return {**keys, **prepared_apart(keys, over), **over, **plugins}
+
+
+def prepared_apart(keys: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """A folder of its own for the tokenised data of a training whose rows, or their order, are not the others'.
+
+    Args:
+        keys: Axolotl's keys of such trainings.
+        over: what this one has instead.
+    """
+    differing = {key: over[key] for key in UNCACHED if key in over and over[key] != keys.get(key)}
+    if not differing:
+        return {}
+    return {"dataset_prepared_path": f"{keys['dataset_prepared_path']}/{digest_json(differing)[:8]}"}

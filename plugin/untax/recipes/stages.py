@@ -8,7 +8,7 @@ from typing import Any
 
 from untax.recipes.arms import Dtm, DtmPaft, Ewc, Replay, Soup, Sparse
 from untax.recipes.checks import DISPERSE, MANIFEST, PENALTY
-from untax.recipes.folder import Collected, with_plugins
+from untax.recipes.folder import Collected, prepared_apart, with_plugins
 from untax.recipes.graph import Node
 from untax.recipes.mergekit_yaml import local
 from untax.recipes.papers import device_settings, values
@@ -74,6 +74,7 @@ class Stages:
         if not differing:
             return self.sft(arm)
         keys = self._sft_keys(*self._dispersed(), over=differing)
+        keys |= prepared_apart(self._sft_keys(), differing)
         purpose = [
             f"Run {index + 1} of {len(settings.runs)} of a soup: SFT on all instruction data with "
             f"{', '.join(f'{key} {value}' for key, value in differing.items())}.",
