@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,15 +102,6 @@ def test_any_recipe_is_read_or_refused(content: Any):
     outputs = [output for node in expanded.nodes for output in node.outputs]
     assert len(outputs) == len(set(outputs))
     assert all(names.issuperset(node.needs) for node in expanded.nodes)
-    written = yaml.safe_load(spec_text(spec))
-    if not any(isinstance(value, float) and math.isnan(value) for value in leaves(written)):
-        assert plan(check_spec(written, where="test")) == expanded
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """All values that hold no others."""
-    if isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from leaves(item)
-    else:
-        yield value
+    written = check_spec(yaml.safe_load(spec_text(spec)), where="test")
+    assert spec_text(written) == spec_text(spec)
+    assert [node.name for node in plan(written).nodes] == [node.name for node in expanded.nodes]

@@ -153,7 +153,7 @@ def test_own_settings_win_and_carry_no_paper():
     assert yaml.safe_load(text)["bf16"] is True
 
 
-@pytest.mark.parametrize("value", [1e-4, 3e-5, 5e-6, 1e-12, 0.0, 0.1, 2.0, 123456.5, 1e300, 1e-300, float("inf")])
+@pytest.mark.parametrize("value", [1e-4, 5e-6, 1.2345e-9, 1e-12, 0.0, 0.1, 2.0, 123456.5, 1e300, 1e-300, float("inf")])
 def test_numbers_are_read_back_as_numbers(value: float):
     assert yaml.safe_load(dump({"x": value})) == {"x": value}
 

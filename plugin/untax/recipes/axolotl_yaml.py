@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any
 
 import yaml
@@ -73,6 +75,8 @@ def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
 def _number(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
     """0.0001 rather than 1e-04: YAML 1.1 reads ``1e-4`` as text, and people copy from these files."""
     text = f"{value:.12f}".rstrip("0") if value and 1e-9 < abs(value) < 1e9 else repr(value)
+    if not math.isclose(float(text), value, rel_tol=1e-11) and math.isfinite(value):
+        text = f"{Decimal(repr(value)):f}"
     return dumper.represent_scalar("tag:yaml.org,2002:float", text + "0" if text.endswith(".") else text)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from untax.manifest import digest_bytes, digest_json
+from untax.manifest import digest_bytes
 from untax.recipes import axolotl_yaml, mergekit_yaml
 from untax.recipes.axolotl_yaml import dump
 from untax.recipes.checks import OWN_PLUGINS
@@ -177,4 +177,4 @@ def prepared_apart(keys: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]
     differing = {key: over[key] for key in UNCACHED if key in over and over[key] != keys.get(key)}
     if not differing:
         return {}
-    return {"dataset_prepared_path": f"{keys['dataset_prepared_path']}/{digest_json(differing)[:8]}"}
+    return {"dataset_prepared_path": f"{keys['dataset_prepared_path']}/{digest_bytes(dump(differing).encode())[:8]}"}
