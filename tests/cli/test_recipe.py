@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 from untax.cli.main import cli
 from untax.errors import UntaxError
 from untax.recipes.arms import KINDS
+from untax.recipes.papers import values
+from untax.recipes.preference import METHODS
 from untax.recipes.presets import PRESETS, ZEPHYR_TEMPLATE
 
 
@@ -213,6 +215,19 @@ def test_a_name_without_an_owner_is_said_to_be_a_hub_id() -> None:
     said = recipe("dtm", "--base", "bse", "--dataset", "sft.jsonl", "-o", "run").stdout
     assert "bse: no such file or folder here, so it is taken as a hub id" in said
     assert "hub id" not in dtm(out="other").stdout
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["paft", "parallel", "sequential", "dtm-paft", "individual"])
+def test_every_method_alone_is_one_command(kind: str, method: str) -> None:
+    """With its own settings, and without those of DPO with which it would not start."""
+    option = "--of" if kind == "individual" else "--method"
+    recipe(kind, *DATA, *PAIRS, option, method, "-o", "run")
+    name = f"{method}-sequential" if kind == "sequential" else method
+    training = written(f"recipes/{name}.yaml")
+    assert training["rl"] == method
+    assert {key: training[key] for key in METHODS[method].defaults} == values(METHODS[method].defaults)
+    assert not set(METHODS[method].refused) & set(training)
 
 
 def test_an_arm_without_its_data_is_refused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from untax.recipes.arms import KINDS
-from untax.recipes.papers import Settings, dtm_sft, paft_preference, paft_sft
+from untax.recipes.papers import Settings, dtm_sft, paft_preference, paft_sft, values
 from untax.recipes.preference import METHODS
 
 PAFT_KINDS = ("individual", "sequential", "parallel", "paft", "dtm-paft")
@@ -24,15 +24,8 @@ def sft_settings(paper: str) -> Settings:
 
 def preference_settings(methods: list[str]) -> dict[str, dict[str, Any]]:
     """The sections of ``training`` for these methods: DPO's of the Zephyr recipe, and what differs for each other."""
-    shared = {key: setting.value for key, setting in paft_preference().items()}
-    methods = [name for name in methods if name in METHODS]
-    first = methods[0] if methods else "dpo"
-    keys = {key for method in METHODS.values() for key in method.keys}
-    own = {name: {key: one.value for key, one in METHODS[name].defaults.items()} for name in methods}
-    if first != "dpo":
-        shared = {key: value for key, value in shared.items() if key not in keys}
-        shared = {**shared, "rl": METHODS[first].rl, **own.get(first, {})}
-    return {"preference": shared, **{name: own[name] for name in methods[1:] if own.get(name) and name != "dpo"}}
+    others = [METHODS[name] for name in methods if name in METHODS and name != "dpo"]
+    return {"preference": values(paft_preference()), **{method.name: values(method.defaults) for method in others}}
 
 
 def arm_settings(kind: str, given: dict[str, Any], *, learning_rate: float, seed: int) -> dict[str, Any]:
