@@ -230,6 +230,17 @@ def test_every_method_alone_is_one_command(kind: str, method: str) -> None:
     assert not set(METHODS[method].refused) & set(training)
 
 
+def test_a_type_of_fields_and_formats() -> None:
+    fields = "{field_prompt: question, field_chosen: good, field_rejected: bad, prompt_format: 'Q: {prompt}'}"
+    recipe("paft", *DATA, *PAIRS, "--preference-type", fields, "-o", "run")
+    assert written("untax.yaml")["preference"][0]["type"] == {
+        **{"field_prompt": "question", "field_chosen": "good", "field_rejected": "bad"},
+        "prompt_format": "Q: {prompt}",
+    }
+    with pytest.raises(UntaxError, match="--preference-type"):
+        recipe("paft", *DATA, *PAIRS, "--preference-type", "{field_prompt: ", "-o", "other")
+
+
 def test_an_arm_without_its_data_is_refused() -> None:
     for kind, missing in {
         "paft": "preference is missing",

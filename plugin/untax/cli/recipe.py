@@ -168,7 +168,22 @@ def _shared(given: dict[str, Any]) -> dict[str, Any]:
 
 def _more(options: dict[str, Any], data: str) -> dict[str, Any]:
     split = {"split": options[f"{data}_split"]} if options[f"{data}_split"] else {}
-    return {**split, "type": options[f"{data}_type"]}
+    return {**split, "type": _dataset_type(options[f"{data}_type"], f"--{data}-type")}
+
+
+def _dataset_type(text: str, option: str) -> Any:
+    """Axolotl's dataset type: a name, or its fields and formats as a mapping of YAML."""
+    import yaml
+
+    from untax.errors import UntaxError
+
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        fix = "Write it as {field_prompt: prompt, field_chosen: chosen, field_rejected: rejected}."
+        raise UntaxError(f"This is no mapping: {' '.join(str(error).split())}", where=option, fix=fix) from error
 
 
 def _entries(

@@ -96,7 +96,7 @@ def _data(kind: str) -> list[Option[Any]]:
             "--preference-type",
             default="chat_template.argilla_chat",
             show_default=True,
-            help="Axolotl's dataset type of the pairs, as DPO reads them.",
+            help="Axolotl's dataset type of the pairs, as DPO reads them: a name, or {field_prompt: ...}.",
         ),
         click.option("--preference-split", help="Their split (default: Axolotl's)."),
         click.option(
