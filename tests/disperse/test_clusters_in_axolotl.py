@@ -48,7 +48,7 @@ def test_training_one_cluster_after_preprocessing_another(
     assert workspace.manifest("out-1")["training"]["rows"] == section["rows"]
     assert workspace.manifest("out-0")["disperse"]["assignment"] == section["assignment"]
     inputs = workspace.manifest("out-1")["inputs"]
-    assert set(inputs) == {"base", "datasets/sft.jsonl"}
+    assert set(inputs) == {"base", "tokenizer", "datasets/sft.jsonl"}
     assert inputs["datasets/sft.jsonl"] == digest_file(Path("sft.jsonl"))
     assert [name for name in section["files"] if "cluster-1-of-3" in name]
     written = yaml.safe_load(Path("1.yaml").read_text())["datasets"]
@@ -126,6 +126,6 @@ def test_first_turns_of_dialogues(
         "datasets/texts.jsonl": "texts.jsonl",
         "test_datasets/held.jsonl": "held.jsonl",
     }
-    assert {key: digest for key, digest in manifest["inputs"].items() if key != "base"} == {
+    assert {key: digest for key, digest in manifest["inputs"].items() if key not in ("base", "tokenizer")} == {
         key: digest_file(Path(name)) for key, name in files.items()
     }

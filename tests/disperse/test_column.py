@@ -20,8 +20,38 @@ def rows(values: list[Any], name: str = "kind") -> list[dict[str, Any]]:
 
 def test_as_many_values_as_clusters() -> None:
     found = column_clusters(corpus_of(rows(["b", "a", "b", "c", "b", "c"])), clusters=3, column="kind")
-    assert found.clusters.tolist() == [0, 2, 0, 1, 0, 1], "the largest value is cluster 0"
-    assert found.facts == {"values": {"a": 2, "b": 0, "c": 1}, "different_values": 3}
+    assert found.clusters.tolist() == [1, 0, 1, 2, 1, 2], "within a dataset by the value's text"
+    assert found.facts == {"values": {"a": 0, "b": 1, "c": 2}, "different_values": 3}
+
+
+def test_an_appended_dataset_leaves_the_others_their_numbers() -> None:
+    old = [rows(["b", "b", "b"]), rows(["a", "z", "z"])]
+    before = column_clusters(corpus_of(*old), clusters=3, column="kind").clusters.tolist()
+    assert before == [0, 0, 0, 1, 2, 2]
+    new = corpus_of(*old, rows(["0"] * 50 + ["b"]))
+    assert column_clusters(new, clusters=4, column="kind").clusters.tolist() == [*before, *[3] * 50, 0]
+
+
+def test_many_appended_sources() -> None:
+    """The tenth entry comes after the second, though its text does not."""
+    sources = [[{"output": f"{index} {row}"} for row in range(1 + index % 3)] for index in range(12)]
+    found = column_clusters(corpus_of(*sources), clusters=12, column="source").clusters.tolist()
+    assert found == [index for index in range(12) for _ in range(1 + index % 3)]
+
+
+@given(
+    kinds=st.lists(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=6), min_size=1, max_size=4),
+    new=st.lists(st.sampled_from("ghij"), min_size=1, max_size=30),
+)
+def test_clusters_of_one_value_each_keep_their_numbers(kinds: list[list[str]], new: list[str]) -> None:
+    old = [rows(some) for some in kinds]
+    values = {kind for some in kinds for kind in some}
+    if len(values) < 2:
+        return
+    before = column_clusters(corpus_of(*old), clusters=len(values), column="kind").clusters
+    after = column_clusters(corpus_of(*old, rows(new)), clusters=len(values) + len(set(new)), column="kind").clusters
+    assert after[: len(before)].tolist() == before.tolist()
+    assert min(after[len(before) :]) == len(values)
 
 
 def test_packing_by_hand() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from untax.data.corpus import entries_digest
+from untax.run.identity import assignment_differs
 from untax.run.proof import missing_proof
 
 CONFIG = {"disperse_clusters": 4, "disperse_cluster": 1, "delta_l1": 0.001}
@@ -82,12 +85,15 @@ def test_a_plain_training_needs_no_plugins():
     assert missing_proof({}, {"what": "adapter", "training": MANIFEST["training"]}) is None
 
 
-def test_an_assignment_must_have_the_settings_of_the_yaml():
+def test_an_assignment_must_have_the_settings_of_the_yaml(tmp_path: Path):
     config = {"disperse_clusters": 4, "disperse_cluster": 0, "datasets": [{"path": "a.jsonl", "type": "alpaca"}]}
     entries = entries_digest(config["datasets"])
     section = {"strategy": "random", "seed": 42, "clusters": 4, "first_turn": False, "entries": entries}
-    assert missing_proof(config, {"what": "assignment", "disperse": section}) is None
-    changed = missing_proof(config, {"what": "assignment", "disperse": {**section, "seed": 7}})
-    assert changed == "it was made with seed 7 instead of 42"
+
+    def differs(config: dict[str, Any], **changes: Any) -> str | None:
+        return assignment_differs(config, {"what": "assignment", "disperse": {**section, **changes}}, tmp_path)
+
+    assert differs(config) is None
+    assert differs(config, seed=7) == "it was made with seed 7 instead of 42"
     more = {**config, "datasets": [*config["datasets"], {"path": "b.jsonl"}]}
-    assert "other rows" in (missing_proof(more, {"what": "assignment", "disperse": section}) or "")
+    assert "other rows" in (differs(more) or "")

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from toys import Workspace, sft_rows, write_jsonl
-from untax.manifest import changed_outputs, digest_file, digest_model
+from untax.manifest import changed_outputs, digest_file, digest_files, digest_model
+from untax.training.inputs import TOKENIZER_FILES
 from untax.training.started import is_claimed
 
 Train = Callable[[Path], None]
@@ -46,9 +49,11 @@ def test_the_manifest_says_what_was_done(workspace: Workspace, axolotl_train: Tr
     axolotl_train(config)
     manifest = workspace.manifest()
     assert manifest["what"] == "adapter"
-    assert manifest["config"] == {"path": str(config), "digest": digest_file(config)}
+    keys = yaml.safe_load(config.read_text())
+    assert manifest["config"] == {"path": str(config), "digest": digest_file(config), "keys": keys}
     assert manifest["inputs"] == {
         "base": digest_model(base_model),
+        "tokenizer": digest_files(base_model, TOKENIZER_FILES),
         "datasets/sft.jsonl": digest_file(Path("sft.jsonl")),
     }
     assert set(manifest["outputs"]) == {"adapter_config.json", "adapter_model.safetensors"}
@@ -57,6 +62,8 @@ def test_the_manifest_says_what_was_done(workspace: Workspace, axolotl_train: Tr
     training = manifest["training"]
     assert (training["kind"], training["rows"], training["steps"]) == ("sft", 24, 3)
     assert training["loss_last"] < training["loss_first"]
+    assert (training["rows_held_out"], training["losses_not_finite"]) == (0, 0)
+    assert manifest["weights"] == {"tensors": 70, "deltas": 35, "zero_deltas": 0, "not_finite": None}
     assert manifest["penalty"]["steps_penalised"] == 3
     assert manifest["penalty"]["l1"] == 0.001
     assert 0 < manifest["penalty"]["sparsity"] < 1
@@ -247,7 +254,7 @@ def test_other_ranks_write_nothing(workspace: Workspace, monkeypatch: pytest.Mon
     from untax import ManifestPlugin
 
     Path("out").mkdir()
-    Path("out/adapter_model.safetensors").write_bytes(b"x")
+    save_file({"x": np.ones(1, np.float32)}, "out/adapter_model.safetensors")
     Path("out/untax.json").write_text("{}")
     cfg = DictDefault(yaml.safe_load(workspace.config().read_text()))
     plugin = ManifestPlugin()

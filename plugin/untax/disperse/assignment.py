@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from untax.data.corpus import Corpus
 from untax.data.text import CorpusTexts
 from untax.disperse.clusters import ClusterFile, plan_clusters, write_clusters
+from untax.disperse.rows import contents
 from untax.disperse.settings import DisperseSettings
 from untax.disperse.strategy import disperse
 from untax.disperse.table import COLUMNS, read_arrays, read_clusters, save_arrays, write_table
@@ -35,6 +36,7 @@ from untax.manifest import (
     read_manifest,
     write_manifest,
 )
+from untax.training.inputs import entry_name
 
 FILE_NAME = "assignment.parquet"
 ARRAYS_NAME = "strategy.safetensors"
@@ -282,7 +284,7 @@ def _make(corpus: Corpus, settings: DisperseSettings, path: Path, cache: Path) -
             what="assignment",
             outputs=[file.relative_to(path.parent).as_posix() for file in made],
             started=started,
-            inputs={f"datasets/{source.name}": source.digest for source in corpus.sources},
+            inputs={f"datasets/{entry_name(source.entry)}": source.digest for source in corpus.sources},
             disperse={
                 "entries": corpus.entries,
                 "corpus": corpus.digest,
@@ -291,6 +293,7 @@ def _make(corpus: Corpus, settings: DisperseSettings, path: Path, cache: Path) -
                 **settings.identity,
                 **({"texts": texts} if (texts := _texts(corpus, settings)) else {}),
                 **_summary(corpus, files),
+                "contents": contents(corpus, files),
                 "facts": dict(dispersal.facts),
             },
         )

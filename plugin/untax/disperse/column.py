@@ -27,13 +27,16 @@ MOST_LISTED = 1000
 def column_clusters(corpus: Corpus, *, clusters: int, column: str) -> Dispersal:
     """Values are never split: as many as clusters get one each, more are packed so that sizes are near each other.
 
-    The largest group goes into the smallest cluster so far (equal ones by the value's text, the lowest cluster first),
-    so that the order of rows decides nothing.
+    The largest group goes into the smallest cluster so far (equal ones by the value's text). Clusters are then numbered
+    by the first dataset in which one of their values appears (in one dataset by the value's text): a dataset that is
+    appended, with new values for as many more clusters, leaves the others their numbers. The order of the rows within a
+    dataset decides nothing.
 
     Raises:
         UntaxError: a source has no such column, its values are lists or structs, or there are fewer than ``clusters``.
     """
     codes, values = column_values(corpus, column)
+    first = first_sources(corpus, codes, len(values))
     sizes = np.bincount(codes, minlength=len(values))
     if len(values) < clusters:
         raise UntaxError(
@@ -43,7 +46,9 @@ def column_clusters(corpus: Corpus, *, clusters: int, column: str) -> Dispersal:
             if len(values) > 1
             else "Name a column with more values, or use disperse_strategy: random.",
         )
-    packed = pack(dict(zip(values, sizes.tolist(), strict=True)), clusters)
+    packed = numbered(
+        pack(dict(zip(values, sizes.tolist(), strict=True)), clusters), dict(zip(values, first.tolist(), strict=True))
+    )
     of_code = np.array([packed[value] for value in values], dtype=np.int32)
     shown = dict(sorted(packed.items())) if len(packed) <= MOST_LISTED else {}
     return Dispersal(of_code[codes], {"values": shown, "different_values": len(packed)})
@@ -62,6 +67,28 @@ def pack(sizes: dict[str, int], clusters: int) -> dict[str, int]:
         packed[value] = smallest
         filled[smallest] += sizes[value]
     return packed
+
+
+def numbered(packed: dict[str, int], first: dict[str, int]) -> dict[str, int]:
+    """Value -> cluster, with the clusters numbered by the first of their values: by dataset, then by text.
+
+    >>> numbered({"a": 1, "b": 0, "c": 1}, {"a": 0, "b": 0, "c": 1})
+    {'a': 0, 'b': 1, 'c': 0}
+    """
+    order = dict.fromkeys(packed[value] for value in sorted(packed, key=lambda value: (first[value], value)))
+    numbers = {cluster: number for number, cluster in enumerate(order)}
+    return {value: numbers[cluster] for value, cluster in packed.items()}
+
+
+def first_sources(corpus: Corpus, codes: np.ndarray, count: int) -> np.ndarray:
+    """For each of ``count`` values the first source that has it, shape (count,)."""
+    first = np.full(count, len(corpus.sources), dtype=np.int64)
+    start = 0
+    for index, source in enumerate(corpus.sources):
+        own = np.unique(codes[start : start + len(source.rows)])
+        first[own] = np.minimum(first[own], index)
+        start += len(source.rows)
+    return first
 
 
 def column_values(corpus: Corpus, column: str) -> tuple[np.ndarray, list[str]]:

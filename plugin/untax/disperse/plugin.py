@@ -9,9 +9,10 @@ from typing import Any
 from axolotl.utils.dict import DictDefault
 from axolotl.utils.logging import get_logger
 
-from untax.data.corpus import ROW_KEYS, Corpus, read_corpus
+from untax.data.corpus import Corpus, read_corpus
 from untax.data.streamed import is_streamed
 from untax.disperse.assignment import Assignment, assignment_path, cache_folder, obtain
+from untax.disperse.rows import cluster_sources, used
 from untax.disperse.settings import DisperseSettings, read_settings
 from untax.disperse.streaming import load_cluster
 from untax.training.plain import plain_errors
@@ -56,6 +57,14 @@ class DispersePlugin(UntaxPlugin):
         self._report(cfg, settings, assignment, cluster)
         return None
 
+    @plain_errors
+    def pre_model_load(self, cfg: DictDefault) -> None:
+        """Count the rows that Axolotl was told to read, once it has: another plugin may have had a say since."""
+        section = self.record().sections.get("disperse")
+        if isinstance(section, dict) and "files" in section:
+            section["rows_read"] = _rows(cfg.datasets or [], section["files"])
+        super().pre_model_load(cfg)
+
     def _stream(self, cfg: DictDefault, settings: DisperseSettings) -> Any:
         """Axolotl's data with the cluster picked out of its streams; held-out rows are those they are otherwise."""
         if settings.first_turn and cfg.test_datasets:
@@ -80,6 +89,7 @@ class DispersePlugin(UntaxPlugin):
             **{key: section[key] for key in ("corpus", "sizes")},
             "rows_without_first_turn": left_out,
             "files": {Path(name).name: assignment.manifest["outputs"][name] for name in names},
+            "trained_on": cluster_sources(section, self.record().keys.get("datasets") or [], cluster),
         }
         if left_out:
             LOG.warning(f"untax: {left_out} of {section['rows']} rows have no complete first turn and are left out")
@@ -87,14 +97,17 @@ class DispersePlugin(UntaxPlugin):
         LOG.info(f"untax: training on {rows} rows ({which}, sizes {section['sizes']}, {assignment.path})")
 
 
+def _rows(entries: list[Any], known: dict[str, str]) -> int | None:
+    """The rows of the cluster's files that entries name; None if they name something else."""
+    import pyarrow.parquet as pq
+
+    paths = [Path(str(entry["path"])) for entry in entries]
+    return sum(pq.read_metadata(path).num_rows for path in paths) if all(path.name in known for path in paths) else None
+
+
 def rewritten(corpus: Corpus, files: dict[int, Path]) -> list[DictDefault]:
     """``datasets:`` with every source replaced by its file; sources without one are left out."""
-    return [DictDefault({**_kept(corpus.sources[index].entry), "path": str(path)}) for index, path in files.items()]
-
-
-def _kept(entry: dict[str, Any]) -> dict[str, Any]:
-    """The entry without what said which rows to read; the rewritten entry's file holds exactly those."""
-    return {key: value for key, value in entry.items() if key not in ROW_KEYS}
+    return [DictDefault({**used(corpus.sources[index].entry), "path": str(path)}) for index, path in files.items()]
 
 
 def _first_turn_tests(cfg: DictDefault) -> list[DictDefault]:

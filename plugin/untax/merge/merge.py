@@ -13,6 +13,7 @@ from untax.errors import UntaxError
 from untax.manifest import digest_bytes, model_digest_is_known, write_manifest
 from untax.merge import checks, place
 from untax.merge.adapter_merge import AdapterMerge
+from untax.merge.asked import as_json
 from untax.merge.card import model_card
 from untax.merge.config_file import MergeConfig, read_merge_config
 from untax.merge.kind import Kind, Made
@@ -179,7 +180,11 @@ class _Merge:
         if not self.options["allow_crimes"]:
             checks.check_bases(self.config.references, read=read)
         return {
-            "config": {"path": str(self.config.path), "digest": digest_bytes(self.config.text.encode())},
+            "config": {
+                "path": str(self.config.path),
+                "digest": digest_bytes(self.config.text.encode()),
+                "keys": as_json(self.config.raw),
+            },
             "options": self.options.identity(),
             "inputs": checks.input_digests(self.config.references, read=read) | checks.side_digests(self.config.raw),
         }

@@ -14,6 +14,7 @@ from typing import Any
 from untax.errors import UntaxError
 from untax.files import new_folder
 from untax.manifest import MANIFEST_NAME, changed_outputs, read_manifest
+from untax.merge.asked import differences
 
 _NAMES = {"how": "scale, engine or rank"}
 _CONFIG = "mergekit_config.yml"
@@ -73,11 +74,24 @@ def _check_replaceable(out: Path) -> None:
 def _difference(out: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     if manifest["what"] not in ("model", "adapter") or "merge" not in manifest:
         return f"another artifact ({manifest['what']})"
-    for section, value in wanted.items():
+    left = dict(wanted)
+    if _same_recipe(manifest, wanted):
+        left = {section: value for section, value in wanted.items() if section not in ("config", "inputs")}
+    for section, value in left.items():
         if _content(manifest.get(section)) != _content(value):
             return f"another merge, with other {_NAMES.get(section, section)}"
     changed = changed_outputs(out, manifest)
     return f"this merge, but changed since ({', '.join(changed)})" if changed else None
+
+
+def _same_recipe(manifest: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a merge was made by the same YAML from the same models, whatever they are called."""
+    recorded, config = manifest.get("config"), wanted.get("config")
+    if not isinstance(recorded, dict) or not isinstance(config, dict) or "keys" not in recorded:
+        return False
+    inputs = manifest.get("inputs")
+    known = inputs if isinstance(inputs, dict) else {}
+    return not differences(recorded["keys"], known, config["keys"], wanted["inputs"].get)
 
 
 def check_room(out: Path, needed: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import sys
 import weakref
@@ -20,6 +21,7 @@ from untax.manifest import MANIFEST_NAME
 from untax.training.keys import check_plugins, needed_plugins
 from untax.training.plain import plain_errors
 from untax.training.prepared import separate_prepared_data
+from untax.training.progress import follow, tokens_trained
 from untax.training.record import TrainingRecord, effective_seed
 from untax.training.started import release
 
@@ -105,8 +107,9 @@ class UntaxPlugin(BasePlugin):
             _seed(cfg)
 
     def post_trainer_create(self, cfg: DictDefault, trainer: Any) -> None:
-        """Remember the trainer until its state has the numbers."""
+        """Remember the trainer until its state has the numbers, and have it say how far it is."""
         self.record().sections["training"] = {"trainer": weakref.ref(trainer)}
+        follow(trainer)
         if cfg.rl:
             # Axolotl's DPO trainer collects garbage after every micro-batch, most of its time on a small model.
             # What is alive by now stays alive until the end and need not be looked at again.
@@ -139,15 +142,21 @@ def _seed(cfg: DictDefault) -> None:
 
 
 def _summary(trainer: Any, cfg: DictDefault) -> dict[str, Any]:
-    """The training in numbers. ``rows`` counts what the trainer was given: packed rows once, a stream's not at all."""
+    """The training in numbers. ``rows`` counts what the trainer was given: packed rows once, a stream's not at all;
+    ``rows_held_out`` what ``val_set_size`` took away from them.
+    """
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    held_out = trainer.eval_dataset if cfg.val_set_size and not cfg.test_datasets else None
     return {
         "kind": str(cfg.rl.value if hasattr(cfg.rl, "value") else cfg.rl or "sft"),
         "rows": len(trainer.train_dataset) if isinstance(trainer.train_dataset, Sized) else None,
+        "rows_held_out": len(held_out) if isinstance(held_out, Sized) else 0,
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
+        "tokens": tokens_trained(trainer),
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
+        "losses_not_finite": sum(not math.isfinite(loss) for loss in losses),
         "train_loss": next(
             (entry["train_loss"] for entry in reversed(trainer.state.log_history) if "train_loss" in entry), None
         ),

@@ -8,16 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from untax.data.corpus import entries_digest, identity
+from untax.data.corpus import entries_digest
 from untax.data.streamed import pretraining_entries
 from untax.errors import UntaxError
 from untax.manifest import digest_file, digest_model, write_manifest
+from untax.training.asked import Asked, plain
+from untax.training.inputs import BASE, FILE_KEYS, named_inputs
 from untax.training.started import claim
+from untax.training.weights import measured
+
+__all__ = ["FILE_KEYS", "TrainingRecord", "effective_seed"]
 
 DEFAULT_SEED = 42
 ADAPTER_FILES = ("adapter_model*.safetensors", "adapter_model.safetensors.index.json", "adapter_config.json")
-FILE_KEYS = ("delta_ewc_fisher",)
-"""Keys of an Axolotl configuration whose value is a file that decides the result."""
 MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json")
 
 
@@ -28,7 +31,8 @@ class TrainingRecord:
     Attributes:
         started: ``time.time()`` when Axolotl registered the plugins.
         config: path and digest of the YAML, as it was then.
-        inputs: digests of the datasets as they were then, under the paths that the YAML names.
+        keys: its content, as it was then; options that were typed are laid over it.
+        inputs: digests of the datasets and files as they were then, under the names that the YAML has for them.
         entries: the digest of the YAML's dataset entries.
         trains: whether a training was asked for, and not a merge or an inference, which load the model too.
         sections: the manifest's sections by name; a function is asked for its section when the manifest is written.
@@ -39,6 +43,7 @@ class TrainingRecord:
 
     started: float = field(default_factory=time.time)
     config: dict[str, str] | None = None
+    keys: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
     entries: str = ""
     trains: bool = True
@@ -59,7 +64,8 @@ class TrainingRecord:
         """
         return cls(
             config=file_identity(cfg.get("axolotl_config_path")) if digests else None,
-            inputs={**_file_digests(cfg), **dataset_identities(cfg)} if digests else {},
+            keys=_content(cfg),
+            inputs=named_inputs(cfg) if digests else {},
             entries=entries_digest(pretraining_entries(cfg) or cfg.get("datasets") or []),
             trains=not (cfg.get("inference") or cfg.get("merge_lora")),
         )
@@ -73,11 +79,11 @@ class TrainingRecord:
         if self.claimed:
             return
         if Path(str(cfg.base_model)).is_dir():
-            self.inputs = {"base": digest_model(cfg.base_model), **self.inputs}
+            self.inputs = {BASE: digest_model(cfg.base_model), **self.inputs}
         claim(
             Path(cfg.output_dir),
             config=self.config["digest"] if self.config else None,
-            inputs=self.inputs,
+            asked=Asked(self.keys, self.inputs, self._rows()),
             resumes=bool(cfg.auto_resume_from_checkpoints) and not cfg.resume_from_checkpoint,
         )
         self.claimed = True
@@ -102,15 +108,21 @@ class TrainingRecord:
             what=kind,
             outputs=outputs,
             started=self.started,
-            config=self.config,
+            config={**(self.config or {}), "keys": self.keys},
             # The commit of a model of the hub is known once it has been downloaded.
             inputs=self.inputs
-            if "base" in self.inputs
-            else {"base": digest_model(cfg.base_model, cfg.revision_of_model), **self.inputs},
+            if BASE in self.inputs
+            else {BASE: digest_model(cfg.base_model, cfg.revision_of_model), **self.inputs},
             seed=effective_seed(cfg),
             **{name: section() if callable(section) else section for name, section in self.sections.items()},
+            weights=measured([folder / name for name in outputs if name.endswith(".safetensors")]),
         )
         self.written = True
+
+    def _rows(self) -> Any:
+        """What the cluster of a dispersed training holds, if it is known before the training."""
+        section = self.sections.get("disperse")
+        return section.get("trained_on") if isinstance(section, Mapping) else None
 
 
 def file_identity(path: Any) -> dict[str, str] | None:
@@ -120,20 +132,9 @@ def file_identity(path: Any) -> dict[str, str] | None:
     return {"path": str(path), "digest": digest_file(Path(path))}
 
 
-def _file_digests(cfg: Mapping[str, Any]) -> dict[str, str]:
-    files = {key: Path(cfg[key]) for key in FILE_KEYS if cfg.get(key)}
-    return {key: digest_file(path) for key, path in files.items() if path.is_file()}
-
-
-def dataset_identities(cfg: Any) -> dict[str, str]:
-    """The digest of every local dataset file or folder; for any other dataset its revision."""
-    listed = {key: cfg.get(key) or [] for key in ("datasets", "test_datasets")}
-    return {
-        f"{key}/{entry['path']}": identity(entry)
-        for key, entries in {**listed, "pretraining_dataset": pretraining_entries(cfg)}.items()
-        for entry in entries
-        if isinstance(entry, Mapping) and entry.get("path")
-    }
+def _content(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as JSON, without what Axolotl adds to it."""
+    return {key: value for key, value in plain(dict(cfg)).items() if key != "axolotl_config_path"}
 
 
 def effective_seed(cfg: Any) -> int:

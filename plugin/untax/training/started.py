@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from untax.errors import UntaxError
 from untax.files import make_folder, plain_disk_errors, write_text
+from untax.training.asked import Asked, differences
 
 LOCK_NAME = ".untax.lock"
 STARTED_NAME = ".untax-started.json"
@@ -32,13 +33,13 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _held: dict[Path, IO[str]] = {}
 
 
-def claim(output_dir: Path, *, config: str | None, inputs: Mapping[str, str], resumes: bool) -> None:
+def claim(output_dir: Path, *, config: str | None, asked: Asked, resumes: bool) -> None:
     """Keep ``output_dir`` for this process until it ends or calls ``release``, and write what it starts with.
 
     Args:
         output_dir: where to train; made if it is missing.
-        config: the digest of the YAML.
-        inputs: the digests of what is trained on.
+        config: the digest of the YAML's text.
+        asked: what decides the training.
         resumes: whether the training would go on from whatever checkpoint lies there.
 
     Raises:
@@ -47,8 +48,7 @@ def claim(output_dir: Path, *, config: str | None, inputs: Mapping[str, str], re
     folder = output_dir.resolve()
     if folder not in _held:
         _held[folder] = _locked(output_dir)
-    started = {"config": config, "inputs": dict(inputs)}
-    if resumes and any(output_dir.glob("checkpoint-*")) and started_with(output_dir) != started:
+    if resumes and any(output_dir.glob("checkpoint-*")) and not _goes_on(started_with(output_dir), config, asked):
         _release(folder)
         raise UntaxError(
             "The checkpoints in this folder belong to another recipe: YAML, data or base model are not those that "
@@ -57,7 +57,31 @@ def claim(output_dir: Path, *, config: str | None, inputs: Mapping[str, str], re
             fix="Move or remove its checkpoint-* folders to start anew, or name the one to go on from with "
             "resume_from_checkpoint.",
         )
+    started = {"config": config, "keys": asked.keys, "inputs": dict(asked.inputs), "trained_on": asked.rows}
     write_text(output_dir / STARTED_NAME, json.dumps(started, indent=2, ensure_ascii=False) + "\n")
+
+
+def _goes_on(begun: Mapping[str, Any] | None, config: str | None, asked: Asked) -> bool:
+    """Whether a training may go on from the checkpoints of what was begun."""
+    if begun is None:
+        return False
+    recorded = asked_by(begun)
+    if recorded is None:  # By an older version: of the content only the text's digest is known.
+        return begun.get("config") == config and not differences(
+            Asked(asked.keys, _inputs(begun)), Asked(asked.keys, asked.inputs)
+        )
+    return not differences(recorded, asked)
+
+
+def asked_by(begun: Mapping[str, Any]) -> Asked | None:
+    """What an interrupted training was asked for, or None where an older version noted less."""
+    keys = begun.get("keys")
+    return Asked(keys, _inputs(begun), begun.get("trained_on")) if isinstance(keys, Mapping) else None
+
+
+def _inputs(begun: Mapping[str, Any]) -> dict[str, str]:
+    inputs = begun.get("inputs")
+    return {str(name): str(digest) for name, digest in inputs.items()} if isinstance(inputs, Mapping) else {}
 
 
 def release() -> None:
@@ -77,7 +101,7 @@ def is_claimed(folder: Path) -> bool:
 
 
 def started_with(folder: Path) -> dict[str, Any] | None:
-    """``{"config", "inputs"}`` of the training that was last started in ``folder``, or None when that is not known."""
+    """What the training that was last started in ``folder`` began with, or None when that is not known."""
     try:
         started = json.loads((folder / STARTED_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

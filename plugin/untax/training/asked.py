@@ -1,0 +1,138 @@
+"""What a training was asked for: the content of its YAML, with every local input known by its digest, not its path.
+
+The whole content is kept in the manifest and not a digest of it, so that a later version that learns of one more key
+without effect does not train everything again, and so that the keys that changed can be named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from untax.data.streamed import pretraining_entries
+from untax.training.inputs import BASE, DATA_KEYS, FILE_KEYS, PATH_KEYS, entry_name
+
+PLACES = ("output_dir", "dataset_prepared_path", "disperse_assignment", "axolotl_config_path")
+"""Keys that say where things lie, and not what is made of them."""
+MISSING = "missing"
+"""In place of the digest of an input that should be here and is not."""
+LOADERS = ("json", "csv", "parquet", "arrow", "text")
+"""Paths of dataset entries that are none: ``data_files`` says where the rows are."""
+_OF_ROWS = "disperse_first_turn"
+# A number in YAML 1.2 and for Axolotl, and a text for PyYAML.
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_CONTENT = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What decides a training.
+
+    Attributes:
+        keys: the YAML's content.
+        inputs: the digests of its inputs by name, as a manifest has them.
+        rows: of a dispersed training what its cluster holds, an item for each source; None of any other.
+    """
+
+    keys: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    rows: Any = None
+
+
+def plain(value: Any) -> Any:
+    """A YAML's value as JSON that is equal for what Axolotl takes for the same; keys without a value are left out.
+
+    >>> plain({"learning_rate": "1e-4", "seed": None}) == plain({"learning_rate": 0.0001})
+    True
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)
+    return value if isinstance(value, str | bool | int | float | None) else str(value)
+
+
+def differences(recorded: Asked, present: Asked) -> list[str]:
+    """What is not as it was: inputs whose content changed, as a manifest names them, and keys of the YAML.
+
+    A dispersed training is its cluster's rows: where both sides know them, it does not matter what the datasets are,
+    how many clusters there are, and which of them this one is.
+    """
+    before, now = plain(recorded.keys), plain(present.keys)
+    dispersed = recorded.rows is not None and present.rows is not None
+    found: list[str] = []
+    for key in dict.fromkeys([*before, *now]):
+        if key in PLACES or (dispersed and key != _OF_ROWS and (key == "datasets" or key.startswith("disperse_"))):
+            continue
+        found += _differing(key, before, now, recorded, present)
+    if dispersed and recorded.rows != present.rows:
+        found.append("the rows of its cluster")
+    return list(dict.fromkeys(found))
+
+
+def _differing(
+    key: str, before: Mapping[str, Any], now: Mapping[str, Any], recorded: Asked, present: Asked
+) -> Iterator[str]:
+    old, new = before.get(key), now.get(key)
+    if key in DATA_KEYS:
+        yield from _data(key, old, new, recorded, present)
+    elif key == "base_model" or key in PATH_KEYS:
+        names = (BASE, "tokenizer") if key == "base_model" else (key,)
+        for name in names:
+            pair = recorded.inputs.get(name), present.inputs.get(name)
+            known = name != "tokenizer" or None not in pair
+            if known and not _same_input((old, new), pair, needed=key in FILE_KEYS):
+                yield name if old == new else key
+    elif old != new:
+        yield key
+
+
+def _data(key: str, old: Any, new: Any, recorded: Asked, present: Asked) -> Iterator[str]:
+    lists = [_entries(key, value) for value in (old, new)]
+    if any(entries is None for entries in lists) or len(lists[0] or []) != len(lists[1] or []):
+        if old != new:
+            yield key
+        return
+    for one, other in zip(lists[0] or [], lists[1] or [], strict=True):
+        names = entry_name(one), entry_name(other)
+        pair = recorded.inputs.get(f"{key}/{names[0]}"), present.inputs.get(f"{key}/{names[1]}")
+        if not _same_input(names, pair):
+            yield f"{key}/{names[0]}" if names[0] == names[1] else key
+        if _besides_place(one) != _besides_place(other):
+            yield key
+
+
+def _entries(key: str, value: Any) -> list[dict[str, Any]] | None:
+    listed = pretraining_entries({key: value}) if key == "pretraining_dataset" else value or []
+    return listed if isinstance(listed, list) and all(isinstance(entry, dict) for entry in listed) else None
+
+
+def _besides_place(entry: Mapping[str, Any]) -> dict[str, Any]:
+    places = ("path", "data_files") if entry.get("path") in LOADERS else ("path",)
+    return {name: value for name, value in entry.items() if name not in places}
+
+
+def _same_input(names: tuple[Any, Any], digests: tuple[str | None, str | None], *, needed: bool = False) -> bool:
+    """Whether an input is what it was: of the same content, or of the same name where its content is not known.
+
+    Args:
+        names: then and now; None where the YAML names none.
+        digests: then and now. One that is not here any more was not changed, unless it is needed.
+        needed: whether it has to be here.
+    """
+    then, now = digests
+    if _is_content(then) and (_is_content(now) or now == MISSING):
+        return then == now
+    if names[0] != names[1]:
+        return False
+    if now is None:
+        return not (needed and then is not None)
+    return then is None or then == now
+
+
+def _is_content(digest: str | None) -> bool:
+    return digest is not None and _CONTENT.fullmatch(digest) is not None
