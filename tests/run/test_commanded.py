@@ -19,7 +19,8 @@ from untax.replay.made import identities
 from untax.replay.request import Like, TextSource, make_request, read_like
 from untax.run.commands import same, values
 from untax.run.done import unfinished
-from untax.run.local import chain_lengths, make_room
+from untax.run.engine import chain_lengths
+from untax.run.room import make_room
 
 REPLAYED = "outputs/replay-text/replay.jsonl"
 COMMAND = ("untax", "replay", "--texts", "c4.txt", "--base", "base", "--like", "like.yaml", "-o", "outputs/replay-text")

@@ -10,7 +10,8 @@ import yaml
 from untax.demo.demo import demo_spec, prepare
 from untax.errors import UntaxError
 from untax.recipes.plan import plan
-from untax.run.folder import check_files, edited, todo
+from untax.run.preflight import check_files, edited
+from untax.run.todo import todo
 
 
 def change(path: Path, **keys: object) -> None:
@@ -23,10 +24,10 @@ def test_a_fresh_demo_can_start_and_has_everything_to_do(tmp_path: Path):
     expanded = plan(demo_spec())
     check_files(expanded, tmp_path / "run", "demo")
     assert edited(expanded, tmp_path / "run") == []
-    due = dict(todo(expanded, tmp_path / "run", "demo"))
+    due = {due.node.name: due.reason for due in todo(expanded, tmp_path / "run", "demo")}
     assert set(due) == {node.name for node in expanded.nodes}
     assert due["sft"] == "outputs/sft: not made yet"
-    assert due["dpo-sequential"] == "after vanilla"
+    assert due["dpo-sequential"] == "outputs/dpo-sequential: not made yet"
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path):
@@ -62,7 +63,9 @@ def test_a_yaml_edited_to_read_what_another_node_makes_waits_for_it(tmp_path: Pa
     change(run / "recipes/dpo.yaml", base_model="./outputs/vanilla")
     expanded = plan(demo_spec())
     check_files(expanded, run, "demo")
-    assert dict(todo(expanded, run, "demo"))["dpo"] == "after vanilla"
+    due = {one.node.name: one for one in todo(expanded, run, "demo")}
+    assert due["dpo"].node.needs == ("vanilla",)
+    assert list(due).index("vanilla") < list(due).index("dpo")
 
 
 def test_a_yaml_edited_to_read_what_comes_of_it_is_refused(tmp_path: Path):

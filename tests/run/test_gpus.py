@@ -43,14 +43,16 @@ def seen(folder: Path, name: str) -> str:
 
 
 def test_two_at_once_share_the_gpus_and_see_them_in_ascending_order(tmp_path, training, run_nodes):
-    run_nodes([training("a", 4, beside=("b",)), training("b", 2, beside=("a",))], jobs=8, gpus=[5, 0, 3, 1, 7, 2])
+    run_nodes(
+        [training("a", 4, beside=("b",)), training("b", 2, beside=("a",))], jobs=8, gpus=["5", "0", "3", "1", "7", "2"]
+    )
     assert seen(tmp_path, "a") == "0,1,2,3"
     assert seen(tmp_path, "b") == "5,7"
 
 
 def test_a_training_on_all_gpus_runs_alone(tmp_path, training, run_nodes):
     nodes = [training("all", 2, seconds=0.3), training("one", 1, seconds=0.3), training("two", 1, seconds=0.3)]
-    run_nodes(nodes, jobs=8, gpus=[0, 1])
+    run_nodes(nodes, jobs=8, gpus=["0", "1"])
     assert seen(tmp_path, "all") == "0,1"
     assert (tmp_path / "beside-all").read_text() == "running-all"
 
@@ -62,7 +64,7 @@ def test_one_that_waits_for_many_is_not_passed_by_those_that_take_one(tmp_path, 
     ends = training("end", 1, needs=("many",))
     singles = [training(f"single-{index}", 1) for index in range(3)]
     nodes = [dataclasses.replace(first, share=3.0), many, ends, *singles]
-    run_nodes(nodes, jobs=8, gpus=[0, 1])
+    run_nodes(nodes, jobs=8, gpus=["0", "1"])
     begun = sorted(("first", "many", "single-0", "single-1", "single-2"), key=lambda name: stamp(tmp_path, name))
     assert begun[:2] == ["first", "many"]
 
@@ -74,7 +76,7 @@ def stamp(folder: Path, name: str) -> int:
 def test_too_many_gpus_are_refused_before_anything_runs(tmp_path, training, run_nodes, make_node):
     nodes = [make_node("merge"), training("big", 8), training("small", 2)]
     with pytest.raises(UntaxError, match=r"big: 8 GPUs are wanted at once, and 2 \(0, 1\) can be seen"):
-        run_nodes(nodes, gpus=[0, 1])
+        run_nodes(nodes, gpus=["0", "1"])
     assert not (tmp_path / "order.txt").exists()
     with pytest.raises(UntaxError, match="big, small: 8 GPUs are wanted at once, and none can be seen"):
         run_nodes(nodes)
@@ -87,9 +89,9 @@ def test_on_a_cpu_gpus_play_no_part(tmp_path, training, run_nodes):
 
 def test_trainings_on_several_gpus_have_ports_of_their_own(monkeypatch):
     monkeypatch.delenv("PET_MASTER_PORT", raising=False)
-    ports = [environment(1, gpus).get("PET_MASTER_PORT") for gpus in ((0, 1), (2, 3), (4,), ())]
+    ports = [environment(1, gpus).get("PET_MASTER_PORT") for gpus in (("0", "1"), ("2", "3"), ("4",), ())]
     assert ports[0] != ports[1]
     assert ports[2:] == [None, None]
-    assert environment(1, (2, 3))["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert environment(1, ("2", "3"))["CUDA_VISIBLE_DEVICES"] == "2,3"
     monkeypatch.setenv("PET_MASTER_PORT", "1234")
-    assert environment(1, (0, 1))["PET_MASTER_PORT"] == "1234"
+    assert environment(1, ("0", "1"))["PET_MASTER_PORT"] == "1234"

@@ -26,7 +26,8 @@ from untax.recipes.cost.disk import Disk
 from untax.recipes.graph import Plan
 from untax.recipes.plan import plan
 from untax.recipes.spec import SPEC_NAME, RunSpec, read_spec
-from untax.run.folder import check_files, edited, todo
+from untax.run.preflight import check_files, edited
+from untax.run.todo import todo
 from untax.run.reads import as_read
 
 ROWS = 1000
@@ -132,7 +133,7 @@ def _cycles(expanded: Plan, folder: Path, found: list[Finding]) -> list[Finding]
 
 def _todo(spec: RunSpec, expanded: Plan, folder: Path) -> list[tuple[str, str]]:
     try:
-        return todo(expanded, folder, spec.suite)
+        return [(due.node.name, due.reason) for due in todo(expanded, folder, spec.suite)]
     # A run that was moved may name what no file or hub can be asked about.
     except (UntaxError, OSError, ValueError):
         return [(node.name, "unknown") for node in expanded.nodes]  # said as a finding

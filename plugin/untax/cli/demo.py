@@ -19,7 +19,7 @@ def command(out: Path, jobs: int | None) -> None:
     """
     from untax.demo.demo import prepare
     from untax.demo.summary import summary
-    from untax.run.folder import run_folder
+    from untax.run.folder import Options, run_folder
 
     prepare(out)
-    click.echo(summary(out, run_folder(out, jobs=jobs) or []))
+    click.echo(summary(out, run_folder(out, Options(jobs=jobs)) or []))

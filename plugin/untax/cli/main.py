@@ -30,6 +30,7 @@ COMMANDS = {
     "gram": "Estimate the inner products of the inputs of a model's linear layers, for RegMean.",
     "eval": "Score models with lm-eval.",
     "run": "Run a run folder: disperse, train, merge and score what is not done yet.",
+    "status": "Say which nodes of a run folder are finished, which are not, and what each took.",
     "plugins": "List the hooks and who implements them.",
     "doctor": "Say what of this environment is ready, and how to mend what is not.",
 }

@@ -2,56 +2,157 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from untax.disperse.settings import read_settings as disperse_settings
+from untax import __version__
 from untax.errors import UntaxError
-from untax.evaluate.suites import suite_folder
 from untax.files import disk_error
-from untax.penalty.settings import read_settings as penalty_settings
-from untax.recipes.checks import is_local
 from untax.recipes.graph import Node, Plan
 from untax.recipes.plan import plan
 from untax.recipes.spec import SPEC_NAME, RunSpec, read_spec
 from untax.report.arms import Row, arm_rows, write_arms
-from untax.run.done import unfinished
-from untax.run.local import STATE, Engine, Resources, resources
+from untax.run.engine import Engine
+from untax.run.events import Events, this_host
+from untax.run.finish import on_finish
+from untax.run.interrupt import orderly
+from untax.run.local import LocalWorkers
 from untax.run.lock import folder_lock
-from untax.run.reads import as_read, maker
+from untax.run.preflight import check_files, edited, edited_note
+from untax.run.reads import as_read
+from untax.run.record import peaks
+from untax.run.resources import Needs, resources, weights_bytes
 from untax.run.screen import Screen
-from untax.run.yamls import read_yaml
-from untax.training.keys import check_plugins
-from untax.training.record import FILE_KEYS
+from untax.run.selection import Selection
+from untax.run.todo import todo
+from untax.run.workers import STATE, Workers
 
 ARMS_FILE = "results/arms.json"
 
 
-def run_folder(folder: Path, *, jobs: int | None = None, threads: int | None = None) -> list[Row] | None:
-    """Run what is not finished, and return the rows of the table of arms (None without scores).
+@dataclass(frozen=True)
+class Options:
+    """How a folder is run.
+
+    Attributes:
+        jobs: the most nodes at a time.
+        threads: of each node.
+        gpus: ids of the GPUs to use; those that can be seen by default.
+        memory: bytes of main memory to use.
+        selection: which nodes.
+        keep_going: whether nodes that do not need a failed one are still started.
+        rerun_on_version: whether another version of a package is a reason to run again.
+        on_finish: a shell command to run at the end.
+        engine: ``local`` for this machine, ``ray`` for a cluster.
+        ray_address: of the cluster; None for what Ray finds.
+    """
+
+    jobs: int | None = None
+    threads: int | None = None
+    gpus: tuple[str, ...] | None = None
+    memory: int | None = None
+    selection: Selection = field(default_factory=Selection)
+    keep_going: bool = True
+    rerun_on_version: bool = False
+    on_finish: str | None = None
+    engine: str = "local"
+    ray_address: str | None = None
+
+
+def run_folder(folder: Path, options: Options | None = None) -> list[Row] | None:
+    """Run what is not finished, and return the rows of the table of arms (None before all are scored).
 
     Raises:
         UntaxError: no recipe there, the folder is in use, or nodes failed.
     """
+    options = options or Options()
     spec = read_spec(folder / SPEC_NAME)
     expanded = plan(spec)
     check_files(expanded, folder, spec.suite)
-    limits = resources(spec.device, jobs=jobs, threads=threads)
-    with folder_lock(folder / STATE / "lock") as lock, Screen(len(expanded.nodes), folder) as screen:
-        _introduce(expanded, folder, screen, limits)
-        try:
-            Engine(as_read(expanded, folder), folder, spec.suite, limits, screen, lock).run()
-        except OSError as error:
-            raise disk_error(error, Path(error.filename or folder)) from error
-    return table(spec, expanded, folder)
+    nodes = selected(expanded, folder, spec, options)
+    with orderly(), folder_lock(folder / STATE / "lock") as lock, Screen(nodes, folder) as screen:
+        engine = Engine(
+            nodes,
+            folder,
+            spec.suite,
+            _workers(folder, spec, options, lock.fileno()),
+            screen,
+            Events(folder),
+            keep_going=options.keep_going,
+            rerun_on_version=options.rerun_on_version,
+        )
+        _introduce(engine, expanded)
+        _run(engine, options.on_finish)
+    partial = len(nodes) < len(expanded.nodes)
+    return None if partial and todo(expanded, folder, spec.suite) else table(spec, expanded, folder)
+
+
+def _workers(folder: Path, spec: RunSpec, options: Options, lock: int) -> Workers:
+    needs = Needs(weights_bytes(spec.base, folder), peaks(folder))
+    limits = resources(
+        spec.device, jobs=options.jobs, threads=options.threads, gpus=options.gpus, memory=options.memory
+    )
+    if options.engine == "ray":
+        from untax.run.ray_workers import RayWorkers
+
+        return RayWorkers(folder, limits, options.ray_address, needs=needs)
+    return LocalWorkers(folder, limits, needs, lock)
+
+
+def selected(expanded: Plan, folder: Path, spec: RunSpec, options: Options) -> tuple[Node, ...]:
+    """The nodes that this run is about.
+
+    Raises:
+        UntaxError: a selected node needs one that is neither finished nor selected.
+    """
+    nodes = as_read(expanded, folder).nodes
+    chosen = options.selection.of(nodes)
+    if len(chosen) == len(nodes):
+        return chosen
+    names = {node.name for node in chosen}
+    due = {one.node.name: one.reason for one in todo(expanded, folder, spec.suite) if one.certain}
+    missing = {need: node.name for node in chosen for need in node.needs if need in due and need not in names}
+    if missing:
+        need, name = next(iter(missing.items()))
+        raise UntaxError(
+            f"{name} needs {need}, which is not finished and not selected ({due[need]}).",
+            where="--only, --from",
+            fix=f"Run it first, or use --until {name}, which takes all that is needed along.",
+        )
+    return chosen
+
+
+def _run(engine: Engine, command: str | None) -> None:
+    """Run the engine, with a first and a last line in the record, and the user's command at the end."""
+    status, started = "interrupted", time.monotonic()
+    engine.events.write(
+        "run-started",
+        untax=__version__,
+        host=this_host(),
+        nodes=len(engine.nodes),
+        workers=engine.workers.describe(),
+    )
+    try:
+        engine.run()
+        status = "done"
+    except UntaxError:
+        status = "failed"
+        raise
+    except OSError as error:
+        status = "failed"
+        raise disk_error(error, Path(error.filename or engine.folder)) from error
+    finally:
+        engine.workers.close()
+        engine.events.write("run-ended", status=status, wall_seconds=round(time.monotonic() - started, 3))
+        if engine.events.problem:
+            engine.screen.say(f"{engine.events.path} is not complete: {engine.events.problem}")
+        if command:
+            on_finish(command, engine.folder, status=status, failed=engine.failed, screen=engine.screen)
 
 
 def table(spec: RunSpec, expanded: Plan, folder: Path) -> list[Row] | None:
-    """Write ``results/arms.json`` and return its rows, or None when the recipe names no suite."""
+    """Write ``results/arms.json`` and return its rows; None when the recipe names no suite."""
     if spec.suite is None:
         return None
     base, *models = expanded.models
@@ -62,96 +163,10 @@ def table(spec: RunSpec, expanded: Plan, folder: Path) -> list[Row] | None:
     return rows
 
 
-def todo(expanded: Plan, folder: Path, suite: str | None) -> list[tuple[str, str]]:
-    """(node, reason) for all that a run would do now; what waits for an unfinished node counts as well."""
-    due: dict[str, str] = {}
-    for node in as_read(expanded, folder).nodes:
-        waits = [need for need in node.needs if need in due]
-        reason = f"after {', '.join(waits)}" if waits else unfinished(node, folder, suite)
-        if reason:
-            due[node.name] = reason
-    return list(due.items())
-
-
-def check_files(expanded: Plan, folder: Path, suite: str | None) -> None:
-    """All that can be known before anything runs: every YAML is there, right, and reads local data that exists or that
-    the run makes before.
-
-    Raises:
-        UntaxError: all that is wrong, each with its file and key; or nodes that wait for each other.
-    """
-    problems: list[str] = []
-    if suite is not None:
-        _collect(problems, SPEC_NAME, lambda: suite_folder(suite))
-    for node in expanded.nodes:
-        if node.config is not None:
-            content = read_yaml(folder / node.config)
-            problems += _training_problems(node, content, folder, expanded) if node.kind == "train" else []
-    if problems:
-        raise UntaxError(
-            "This run cannot start:\n  - " + "\n  - ".join(problems),
-            where=folder,
-            fix="Correct these keys (relative paths start at the run folder).",
-        )
-    as_read(expanded, folder)
-
-
-def _training_problems(node: Node, content: dict[str, Any], folder: Path, expanded: Plan) -> list[str]:
-    entries = content.get("datasets") or []
-    named = [("base_model", content.get("base_model"))]
-    named += [("datasets", entry.get("path")) for entry in entries if isinstance(entry, dict)]
-    named += [(key, content[key]) for key in FILE_KEYS if content.get(key)]
-    problems = [
-        f"{node.config}: {key}: {reason}"
-        for key, path in named
-        if maker(str(path), expanded.nodes) is None
-        and (reason := _unreadable(str(path), folder, file=key in FILE_KEYS))
-    ]
-    if content.get("output_dir") != node.outputs[0]:
-        problems.append(
-            f"{node.config}: output_dir is {content.get('output_dir')}, and the run needs {node.outputs[0]}"
-        )
-    if not any(str(plugin).startswith("untax.") for plugin in content.get("plugins") or []):
-        problems.append(f"{node.config}: plugins lists none of untax's, so nothing would prove the training")
-    for check in (check_plugins, disperse_settings, penalty_settings):
-        _collect(problems, str(node.config), functools.partial(check, content, where=node.config))
-    return problems
-
-
-def _unreadable(path: str, folder: Path, *, file: bool = False) -> str | None:
-    place = folder / path
-    if place.is_file() and place.stat().st_size == 0:
-        return f"{path} is empty"
-    # `outputs/x` could be a hub id, and is none here; what a key for a file names never is one.
-    local = file or is_local(path) or path.removeprefix("./").startswith("outputs/")
-    return f"there is no {path}" if local and not place.exists() else None
-
-
-def _collect(problems: list[str], where: str, check: Callable[[], object]) -> None:
-    try:
-        check()
-    except UntaxError as error:
-        problems.append(f"{where}: {error.problem}")
-
-
-def edited(expanded: Plan, folder: Path) -> list[str]:
-    """The YAMLs that are not what the spec expands to: edited by hand, or older than the spec."""
-    return [name for name, text in expanded.files.items() if read_yaml(folder / name) != yaml.safe_load(text)]
-
-
-def edited_note(names: list[str]) -> str:
-    """What a run does with such YAMLs."""
-    return (
-        f"These differ from what {SPEC_NAME} expands to and are run as they stand: {', '.join(names)}\n"
-        f"(In the run folder `untax recipe --from {SPEC_NAME} --diff` shows how. Without --diff it writes those that "
-        "are older than the recipe, and with --force also those edited by hand.)"
-    )
-
-
-def _introduce(expanded: Plan, folder: Path, screen: Screen, limits: Resources) -> None:
+def _introduce(engine: Engine, expanded: Plan) -> None:
+    folder, screen, count = engine.folder, engine.screen, len(engine.nodes)
     names = edited(expanded, folder)
     if names:
         screen.say(edited_note(names))
-    where = f"GPUs {', '.join(map(str, limits.gpus))}" if limits.gpus else f"{limits.jobs} at a time on the CPU"
-    logs = folder / STATE / "logs"
-    screen.say(f"{len(expanded.nodes)} nodes in {folder}, {where}, {limits.threads} thread(s) each; logs in {logs}")
+    some = "" if count == len(expanded.nodes) else f" of {len(expanded.nodes)}"
+    screen.say(f"{count}{some} nodes in {folder}, {engine.workers.describe()}; logs in {folder / STATE / 'logs'}")

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import json
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
 from untax.errors import UntaxError
+from untax.files import make_folder, plain_disk_errors
+from untax.run.events import stamp, this_host
 
 PATIENCE_SECONDS = 3.0
+# A file system that knows no locks, as some of clusters: one must be able to run there.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who runs a folder.
+
+    Attributes:
+        pid: its process, 0 if that is not known.
+        host: its machine.
+        since: when it began, UTC.
+    """
+
+    pid: int = 0
+    host: str = "unknown"
+    since: str = "unknown"
+
+    def __str__(self) -> str:
+        return f"process {self.pid or 'unknown'} on {self.host}, since {self.since}"
 
 
 @contextlib.contextmanager
@@ -20,25 +45,49 @@ def folder_lock(path: Path) -> Iterator[IO[str]]:
     """Hold ``path`` for this process and those it starts with the handle; the kernel frees it when all are gone.
 
     Raises:
-        UntaxError: another runner, or a training that one left behind, holds it.
+        UntaxError: another runner, or a command that one left behind, holds it; or the disk refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = path.open("a+", encoding="utf-8")
+    make_folder(path.parent)
+    with plain_disk_errors(path):
+        handle = path.open("a+", encoding="utf-8")
     try:
         if not _acquire(handle):
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
             raise UntaxError(
-                f"This run folder is in use by process {holder}, or by a command that it started.",
+                f"This run folder is in use: {_read(path)}, or a command that it started.",
                 where=path.parent.parent,
-                fix="Wait for it, or stop it, then run the same command again.",
+                fix="Wait for it (`untax status` shows how far it is), or stop it, then run the same command again.",
             )
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
+        with plain_disk_errors(path):
+            handle.truncate(0)
+            handle.write(json.dumps(asdict(Holder(os.getpid(), this_host(), stamp()))))
+            handle.flush()
         yield handle
     finally:
         handle.close()
+
+
+def holder(path: Path) -> Holder | None:
+    """Who holds a lock now, or None. Nothing is made, and nobody is kept from anything."""
+    try:
+        handle = path.open(encoding="utf-8")
+    except OSError:
+        return None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read(path)
+        except OSError:
+            return None
+    return None
+
+
+def _read(path: Path) -> Holder:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Holder(int(content["pid"]), str(content["host"]), str(content["since"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return Holder()
 
 
 def _acquire(handle: IO[str]) -> bool:
@@ -51,5 +100,9 @@ def _acquire(handle: IO[str]) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            return True
         else:
             return True

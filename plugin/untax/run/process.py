@@ -5,83 +5,179 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
+from typing import Any, Protocol
 
 from untax.errors import UntaxError
+from untax.files import plain_disk_errors
 from untax.recipes.graph import Node
+from untax.run.usage import Meter
+from untax.run.workers import Ended, log_path, progress_path
 
 STOP_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1
 FIRST_PORT = 29500
 
 
-@dataclass
-class Running:
-    """A node at work."""
+class Process(Protocol):
+    """What is known of a command's first process."""
 
-    node: Node
-    process: subprocess.Popen[bytes]
-    log: Path
-    gpus: tuple[int, ...]
-    started: float = field(default_factory=time.monotonic)
+    @property
+    def pid(self) -> int:
+        """Its id, which is that of its group too."""
+
+    def ended(self) -> tuple[int, Any, str | None] | None:
+        """(exit status or minus the signal, its resource usage if known, why nobody knows more), or None before."""
+
+
+class Child:
+    """A process that this one started."""
+
+    def __init__(self, process: subprocess.Popen[bytes]):
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        return self._process.pid
+
+    def ended(self) -> tuple[int, Any, str | None] | None:
+        """Its end with its resource usage, which Popen's own waiting would throw away."""
+        try:
+            pid, status, rusage = os.wait4(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            return (self._process.poll() or 0, None, None)
+        if not pid:
+            return None
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return (self._process.returncode, rusage, None)
+
+
+class LocalRunning:
+    """A node's command at work on this machine.
+
+    Attributes:
+        node: the node.
+        log: where its output goes.
+        gpus: the ids of its GPUs.
+        where: empty, which means this machine.
+        ended: its end, once somebody has polled it.
+    """
+
+    where = ""
+
+    def __init__(self, node: Node, process: Process, log: Path, gpus: tuple[str, ...]):
+        self.node, self.process, self.log, self.gpus = node, process, log, gpus
+        self.meter = Meter(process.pid, gpus)
+        self.ended: Ended | None = None
 
     @property
     def seconds(self) -> float:
         """How long it has been running."""
-        return time.monotonic() - self.started
+        return self.meter.seconds
 
-    def stop(self) -> None:
-        """End the whole group: SIGTERM, and SIGKILL for what is left after a while."""
-        # Not SIGINT: on it Axolotl saves a half-trained adapter and exits with 0.
-        _signal_group(self.process, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        while self.process.poll() is None and time.monotonic() < deadline:
+    def poll(self) -> Ended | None:
+        """Its end, or None while it is at work."""
+        if self.ended is None:
+            end = self.process.ended()
+            if end is None:
+                self.meter.sample()
+            else:
+                code, rusage, problem = end
+                self.ended = Ended(code, self.meter.usage(rusage), problem=problem)
+                # What a killed command left behind of its group would go on writing into its folder.
+                signal_group(self.process.pid, signal.SIGKILL)
+        return self.ended
+
+
+def stop(running: Sequence[LocalRunning]) -> None:
+    """End whole groups: SIGTERM, and SIGKILL for what is left after a while or at a second Ctrl-C."""
+    # Not SIGINT: on it Axolotl saves a half-trained adapter and exits with 0.
+    for one in running:
+        if one.poll() is None:
+            signal_group(one.process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    try:
+        while time.monotonic() < deadline and any(one.poll() is None for one in running):
             time.sleep(0.05)
-        _signal_group(self.process, signal.SIGKILL)
-        self.process.wait()
+    finally:
+        for one in running:
+            if one.poll() is None:
+                signal_group(one.process.pid, signal.SIGKILL)
+        while any(one.poll() is None for one in running):
+            time.sleep(0.01)
 
 
 def start(
-    node: Node, folder: Path, log: Path, *, variables: dict[str, str], gpus: tuple[int, ...], lock: IO[str]
-) -> Running:
-    """Start a node's command in the run folder; its output goes to ``log``.
+    node: Node,
+    folder: Path,
+    *,
+    variables: dict[str, str],
+    gpus: tuple[str, ...] = (),
+    pass_fds: Sequence[int] = (),
+) -> LocalRunning:
+    """Start a node's command in the run folder; its output goes to the node's log.
 
     Raises:
-        UntaxError: the command is not installed.
+        UntaxError: the command is not installed, or the log cannot be written.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as output:
-        output.write(f"$ {' '.join(node.command)}\n".encode())
-        output.flush()
-        program = shutil.which(node.command[0], path=variables["PATH"])
-        if program is None:
-            raise UntaxError(
-                f"The command '{node.command[0]}' of node {node.name} is not installed.",
-                where=f"PATH {variables['PATH']}",
-                fix="See `untax doctor`.",
-            )
+    log, variables = open_log(node, folder, variables)
+    with plain_disk_errors(log), log.open("ab") as output:
         process = subprocess.Popen(
-            (program, *node.command[1:]),
+            (program(node, variables), *node.command[1:]),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             env=variables,
             start_new_session=True,
-            pass_fds=(lock.fileno(),),
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            pass_fds=tuple(pass_fds),
+            preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
-    return Running(node, process, log, gpus)
+    return LocalRunning(node, Child(process), log, gpus)
 
 
-def environment(threads: int, gpus: tuple[int, ...], *, cpu_only: bool = False) -> dict[str, str]:
+def open_log(node: Node, folder: Path, variables: dict[str, str]) -> tuple[Path, dict[str, str]]:
+    """Begin a node's log with its command line; the variables with the file to report progress in.
+
+    The log of the attempt before is kept as ``<node>.log.1``.
+    """
+    log, progress = log_path(folder, node), progress_path(folder, node)
+    with plain_disk_errors(log):
+        for file in (log, progress):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists():
+            log.replace(log.with_name(f"{log.name}.1"))
+        progress.unlink(missing_ok=True)
+        log.write_text(f"$ {shlex.join(node.command)}\n", encoding="utf-8")
+    return log, {**variables, "UNTAX_PROGRESS": str(progress.resolve())}
+
+
+def program(node: Node, variables: dict[str, str]) -> str:
+    """The path of a node's command.
+
+    Raises:
+        UntaxError: it is not installed.
+    """
+    found = shutil.which(node.command[0], path=variables["PATH"])
+    if found is None:
+        raise UntaxError(
+            f"The command '{node.command[0]}' of node {node.name} is not installed.",
+            where=f"PATH {variables['PATH']}",
+            fix="See `untax doctor`.",
+        )
+    return found
+
+
+def environment(threads: int, gpus: Sequence[str] = (), *, cpu_only: bool = False) -> dict[str, str]:
     """A node's environment: this one's, with its tools first on PATH and its share of the machine."""
     binaries = str(Path(sys.executable).parent)
     variables = {
@@ -93,19 +189,27 @@ def environment(threads: int, gpus: tuple[int, ...], *, cpu_only: bool = False) 
         "PYTHONHASHSEED": "0",
     }
     variables.setdefault("AXOLOTL_DO_NOT_TRACK", "1")
+    if gpus and not os.environ.get("CUDA_VISIBLE_DEVICES"):
+        # The order in which `nvidia-smi` counts, and so the energy of a GPU is read from that GPU.
+        variables.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if cpu_only or gpus:
-        variables["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+        variables["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     if len(gpus) > 1:
         # torchrun's port, of which trainings side by side need one each.
-        variables.setdefault("PET_MASTER_PORT", str(FIRST_PORT + gpus[0]))
+        variables.setdefault("PET_MASTER_PORT", str(FIRST_PORT + _number(gpus[0])))
     return variables
 
 
-def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+def _number(gpu: str) -> int:
+    return int(gpu) if gpu.isdigit() else zlib.crc32(gpu.encode()) % 1000
 
 
-def _end_with_parent() -> None:
+def signal_group(pid: int, number: int) -> None:
+    """Send a signal to a command and all its processes."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def end_with_parent() -> None:
     """Have the kernel stop this process when the runner dies, even by SIGKILL."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,108 +1,132 @@
-"""What a run shows: a line when something starts or ends, and on a terminal a live line of what is running."""
+"""What a run shows: a line when something starts or ends, and meanwhile how far it is."""
 
 from __future__ import annotations
 
-import re
+import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from untax.recipes.graph import Node
-from untax.run.process import Running
+from untax.run.board import Board
+from untax.run.durations import exactly, roughly
+from untax.run.live import LiveView
+from untax.run.progress import Progress, log_lines, read
+from untax.run.workers import Ended, Running, log_path, progress_path
 
-REFRESH_SECONDS = 0.5
-LOG_TAIL_BYTES = 4096
 LOG_LINES = 15
-PROGRESS = re.compile(r"(\d+)%\|[^|]*\|\s*(\d+)/(\d+) \[")
+LINE_SECONDS = 60.0
+LINE_VARIABLE = "UNTAX_LINE_SECONDS"
+"""Where there is no terminal, a node that runs long has a line of its own at most this often."""
 
 
 class Screen:
-    """Progress on the terminal or, where there is none, as plain lines."""
+    """Progress on the terminal or, where there is none, as plain lines.
 
-    def __init__(self, total: int, folder: Path):
+    Attributes:
+        console: where everything goes.
+        board: where every node stands.
+    """
+
+    def __init__(self, nodes: Sequence[Node], folder: Path):
         self.console = Console(highlight=False, soft_wrap=True)
-        self.total, self.folder = total, folder
-        self.settled = 0
-        self.start = time.monotonic()
-        self.live = Live(console=self.console, transient=True, auto_refresh=False) if self.console.is_terminal else None
-        self.shown = 0.0
+        self.folder = folder
+        self.board = Board(nodes, folder)
+        self._live = LiveView(self.console, self.board) if self.console.is_terminal else None
+        self._line_seconds = _line_seconds()
+        self._lines: dict[str, float] = {}
 
     def __enter__(self) -> Screen:
-        if self.live:
-            self.live.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.live:
-            self.live.stop()
+        if self._live:
+            self._live.stop()
 
     def kept(self, node: Node) -> None:
         """A node that was finished before."""
-        self.settled += 1
+        self.board.put(node, "done")
         self._line(f"{node.name}: finished before")
 
     def started(self, node: Node, reason: str) -> None:
         """A node that starts now."""
-        self._line(f"{node.name}: {shlex.join(node.command)}   ({reason})", step=False)
+        self.board.put(node, "running")
+        self._lines[node.name] = time.monotonic()
+        self._line(f"{node.name}: {shlex.join(node.command)}   ({reason})")
 
-    def finished(self, running: Running) -> None:
-        """A node that ended well."""
-        self.settled += 1
-        self._line(f"{running.node.name}: done in {running.seconds:.0f} s")
+    def finished(self, node: Node, ended: Ended, note: str = "") -> None:
+        """A node that ended well, with what its command said of itself last."""
+        self.board.put(node, "done")
+        self.board.pace.add(node, ended.usage.wall_seconds)
+        progress = read(progress_path(self.folder, node)) if node.kind == "train" else None
+        said = [f"done in {exactly(ended.usage.wall_seconds)}", *_numbers(progress), note]
+        self._line(f"{node.name}: {', '.join(part for part in said if part)}")
 
-    def failed(self, running: Running, reason: str) -> None:
-        """A node that failed: the end of its log and how to repeat it."""
-        self.settled += 1
-        self._line(f"{running.node.name}: FAILED after {running.seconds:.0f} s: {reason}")
-        for line in log_lines(running.log)[-LOG_LINES:]:
-            self.say(f"      | {line}")
-        self.say(f"      again: cd {shlex.quote(str(self.folder))} && {shlex.join(running.node.command)}")
+    def failed(self, node: Node, ended: Ended | None, reason: str) -> None:
+        """A node that failed: why, the end of its log, and how to repeat it; ``ended`` is None if it never started."""
+        self.board.put(node, "failed")
+        after = f" after {exactly(ended.usage.wall_seconds)}" if ended else ""
+        self._line(f"{node.name}: FAILED{after}: {reason}", style="bold red")
+        if ended:
+            for line in log_lines(log_path(self.folder, node))[-LOG_LINES:]:
+                self.say(f"      | {line}")
+        self.say(f"      again: cd {shlex.quote(str(self.folder))} && {shlex.join(node.command)}")
 
-    def refresh(self, running: list[Running]) -> None:
-        """The live line: what is running and how far it is."""
-        if self.live and time.monotonic() - self.shown > REFRESH_SECONDS:
-            self.shown = time.monotonic()
-            parts = [f"{one.node.name} {progress(one.log)}{one.seconds:.0f} s" for one in running]
-            self.live.update(
-                Text(f"[{self.settled}/{self.total}] {'   '.join(parts)}", overflow="ellipsis", no_wrap=True),
-                refresh=True,
-            )
+    def blocked(self, node: Node, reason: str) -> None:
+        """A node that is out of reach, since what it needs failed."""
+        self.board.put(node, "blocked")
+        self._line(f"{node.name}: {reason}", style="red")
+
+    def refresh(self, running: Sequence[Running]) -> None:
+        """How far the nodes at work are; called as often as one likes."""
+        if self._live:
+            self._live.refresh(running)
+            return
+        now = time.monotonic()
+        for one in running:
+            if now - self._lines.setdefault(one.node.name, now) >= self._line_seconds:
+                self._lines[one.node.name] = now
+                self._line(f"{one.node.name}: {', '.join(_how_far(one, self.board.progress(one)))}")
 
     def say(self, text: str) -> None:
         """A line of its own."""
-        self.console.print(text, markup=False)
+        self._print(text)
 
-    def _line(self, text: str, *, step: bool = True) -> None:
-        clock = f"{time.monotonic() - self.start:5.0f} s"
-        mark = f"[{self.settled}/{self.total}]" if step else " " * len(f"[{self.settled}/{self.total}]")
-        self.say(f"{clock} {mark} {text}")
+    def _line(self, text: str, *, style: str = "") -> None:
+        clock = time.strftime("%H:%M:%S" if self._live else "%Y-%m-%d %H:%M:%S")
+        self._print(f"{clock} [{self.board.settled}] {text}", style)
+
+    def _print(self, text: str, style: str = "") -> None:
+        self.console.print(text, markup=False, style=style or None)
         sys.stdout.flush()
 
 
-def log_lines(log: Path) -> list[str]:
-    """The log's last lines; of a progress bar only its last state."""
-    try:
-        with log.open("rb") as handle:
-            handle.seek(0, 2)
-            handle.seek(max(0, handle.tell() - 4 * LOG_TAIL_BYTES))
-            text = handle.read().decode("utf-8", "replace")
-    except OSError:
+def _how_far(running: Running, progress: Progress | None) -> list[str]:
+    """``step 120/800``, ``loss 2.31``, ``1,530 tokens/s``, ``12 min left``; without progress how long it has been."""
+    if not running.seconds:
+        return ["waits for a place"]
+    if progress is None:
+        return [f"at work for {exactly(running.seconds)}"]
+    left = [] if progress.seconds_left is None else [f"{roughly(progress.seconds_left)} left"]
+    return [f"step {progress.step}/{progress.steps}", *_numbers(progress), *left]
+
+
+def _numbers(progress: Progress | None) -> list[str]:
+    if progress is None:
         return []
-    return [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n") if line.strip()]
+    loss = [] if progress.loss is None else [f"loss {progress.loss:.3g}"]
+    rate = [] if progress.tokens_per_second is None else [f"{progress.tokens_per_second:,.0f} tokens/s"]
+    return loss + rate
 
 
-def progress(log: Path) -> str:
-    """How far the log's last progress bar is, as ``12/94 ``, or nothing."""
+def _line_seconds() -> float:
     try:
-        with log.open("rb") as handle:
-            handle.seek(0, 2)
-            handle.seek(max(0, handle.tell() - LOG_TAIL_BYTES))
-            found = PROGRESS.findall(handle.read().decode("utf-8", "replace"))
-    except OSError:
-        return ""
-    return f"{found[-1][1]}/{found[-1][2]} " if found else ""
+        return float(os.environ.get(LINE_VARIABLE, LINE_SECONDS))
+    except ValueError:
+        return LINE_SECONDS

@@ -1,8 +1,7 @@
-"""The local engine on graphs of real, quick commands."""
+"""The engine on graphs of real, quick commands on this machine."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from untax.errors import UntaxError
-from untax.manifest import digest_file, write_manifest
-from untax.run.local import chain_lengths, make_room, resources
-from untax.run.process import environment
+from untax.run.engine import chain_lengths
+from untax.run.events import read_events
+from untax.run.resources import Needs
 
 
 def order(folder: Path) -> list[str]:
@@ -126,7 +125,7 @@ def test_a_killed_runner_takes_its_commands_along(tmp_path, make_node):
         "from untax.run.process import environment, start\n"
         "node = Node('a', 'merge', (sys.executable, '-c', 'import time; time.sleep(60)'), ('outputs/a',))\n"
         "with folder_lock(Path('.untax/lock')) as lock:\n"
-        "    running = start(node, Path('.'), Path('log'), variables=environment(1, ()), gpus=(), lock=lock)\n"
+        "    running = start(node, Path('.'), variables=environment(1), pass_fds=(lock.fileno(),))\n"
         "    print(running.process.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
@@ -140,89 +139,6 @@ def test_a_killed_runner_takes_its_commands_along(tmp_path, make_node):
         time.sleep(0.05)
 
 
-def as_training(node):
-    return type(node)(**{**node.__dict__, "kind": "train"})
-
-
-def aside(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.glob(".untax/replaced/**/*") if path.is_file())
-
-
-def finished(out: Path, weights: str) -> Path:
-    out.mkdir(parents=True)
-    (out / weights).write_text("weights")
-    write_manifest(out, what="model", outputs=[weights], started=time.time())
-    return out
-
-
-def test_trained_weights_are_set_aside_and_never_deleted(tmp_path, make_node):
-    train, out = as_training(make_node("sft")), tmp_path / "outputs/sft"
-    finished(out, "adapter_model.safetensors")
-    make_room(train, tmp_path)
-    out.mkdir()
-    (out / "adapter_model.safetensors").write_text("made by another tool")
-    make_room(train, tmp_path)
-    assert not out.exists()
-    assert [name for name in aside(tmp_path) if name.endswith(".safetensors")] == [
-        ".untax/replaced/sft-1/adapter_model.safetensors",
-        ".untax/replaced/sft-2/adapter_model.safetensors",
-    ]
-
-
-def test_leftovers_without_weights_are_removed(tmp_path, make_node):
-    out = tmp_path / "outputs/sft"
-    out.mkdir(parents=True)
-    (out / "debug.log").write_text("begun")
-    make_room(as_training(make_node("sft")), tmp_path)
-    assert not out.exists()
-    assert aside(tmp_path) == []
-
-
-def test_a_merge_of_ours_is_removed_and_anything_else_is_set_aside(tmp_path, make_node):
-    node, out = make_node("average"), tmp_path / "outputs/average"
-    finished(out, "model.safetensors")
-    make_room(node, tmp_path)
-    assert not out.exists()
-    assert aside(tmp_path) == []
-    out.mkdir()
-    (out / "my_notes.txt").write_text("mine")
-    make_room(node, tmp_path)
-    assert aside(tmp_path) == [".untax/replaced/average-1/my_notes.txt"]
-    (tmp_path / "elsewhere").mkdir()
-    out.symlink_to(tmp_path / "elsewhere")
-    make_room(node, tmp_path)
-    assert not out.exists()
-    assert (tmp_path / "elsewhere").is_dir()
-
-
-def test_checkpoints_are_continued_only_by_the_yaml_that_made_them(tmp_path, make_node):
-    train, out = as_training(make_node("sft")), tmp_path / "outputs/sft"
-    (out / "checkpoint-10").mkdir(parents=True)
-    (out / "checkpoint-10/adapter_model.safetensors").write_text("weights")
-    begun = {"config": digest_file(tmp_path / "configs/sft.yaml"), "inputs": {}}
-    (out / ".untax-started.json").write_text(json.dumps(begun))
-    make_room(train, tmp_path)
-    assert (out / "checkpoint-10").is_dir()
-    (tmp_path / "configs/sft.yaml").write_text("name: changed\n")
-    make_room(train, tmp_path)
-    assert not out.exists()
-    assert ".untax/replaced/sft-1/checkpoint-10/adapter_model.safetensors" in aside(tmp_path)
-
-
-def test_a_folder_that_another_process_trains_into_is_left_alone(tmp_path, make_node):
-    from untax.training import started
-
-    out = tmp_path / "outputs/sft"
-    out.mkdir(parents=True)
-    started.claim(out, config="digest", inputs={}, resumes=False)
-    try:
-        with pytest.raises(UntaxError, match="training into this folder"):
-            make_room(as_training(make_node("sft")), tmp_path)
-    finally:
-        started.release()
-    assert out.is_dir()
-
-
 def test_a_bad_manifest_is_a_reason_to_run_again(tmp_path, make_node, run_nodes):
     nodes = [make_node("a"), make_node("b")]
     run_nodes(nodes)
@@ -231,13 +147,76 @@ def test_a_bad_manifest_is_a_reason_to_run_again(tmp_path, make_node, run_nodes)
     assert sorted(order(tmp_path)) == ["a", "a", "b"]
 
 
-def test_a_run_on_the_cpu_leaves_gpus_alone():
-    assert environment(1, (), cpu_only=True)["CUDA_VISIBLE_DEVICES"] == ""
-    assert environment(1, (3,))["CUDA_VISIBLE_DEVICES"] == "3"
-    assert resources("cpu").cpu_only
+def test_after_a_failure_nothing_more_is_started_if_asked(tmp_path, make_node, run_nodes):
+    """What is running is finished: GPU hours are not thrown away."""
+    wait_for_it = (
+        "import pathlib, time, subprocess, sys; end = time.time() + 20\n"
+        "while not pathlib.Path('failed').exists(): assert time.time() < end; time.sleep(0.02)\n"
+        "time.sleep(0.3); subprocess.check_call([sys.executable, 'work.py', 'beside', '0'])"
+    )
+    nodes = [
+        make_node("broken", code="open('failed', 'w'); raise SystemExit(3)"),
+        make_node("beside", code=wait_for_it),
+        make_node("later"),
+    ]
+    with pytest.raises(UntaxError) as caught:
+        run_nodes(nodes, keep_going=False)
+    assert order(tmp_path) == ["beside"]
+    assert "later: not run after a failure" in str(caught.value)
 
 
-def test_resources_of_a_cpu_are_fixed():
-    assert resources("cpu", jobs=3).threads == 1
-    assert resources("cpu", jobs=3).jobs == 3
-    assert resources("cpu").jobs >= 1
+def test_needs_outside_the_selection_are_taken_for_finished(tmp_path, make_node, run_nodes):
+    nodes = [make_node("a"), make_node("b", ["a"]), make_node("c", ["b"])]
+    run_nodes(nodes[1:])
+    assert order(tmp_path) == ["b", "c"]
+
+
+def test_nodes_that_would_not_fit_into_memory_together_run_one_after_the_other(tmp_path, make_node, run_nodes):
+    code = (
+        "import subprocess, sys, time, pathlib; name = {!r}\n"
+        "assert not list(pathlib.Path().glob('here-*')), 'two at a time'\n"
+        "here = pathlib.Path('here-' + name); here.touch(); time.sleep(0.3); here.unlink()\n"
+        "subprocess.check_call([sys.executable, 'work.py', name, '0'])"
+    )
+    nodes = [make_node(name, code=code.format(name)) for name in "abc"]
+    measured = {"a": 6 * 2**30, "b": 5 * 2**30, "c": 100 * 2**30}
+    run_nodes(nodes, jobs=3, memory=10 * 2**30, needs=Needs(measured=measured))
+    assert sorted(order(tmp_path)) == ["a", "b", "c"]
+
+
+def test_a_killed_command_is_told_with_its_memory(make_node, run_nodes):
+    with pytest.raises(UntaxError, match=r"a: was killed by SIGKILL \(it held [\d.]+ GiB of main memory at most"):
+        run_nodes([make_node("a", code="import os; os.kill(os.getpid(), 9)")])
+
+
+def test_what_a_failed_command_leaves_running_is_ended(tmp_path, make_node, run_nodes):
+    orphan = (
+        "import subprocess, sys, pathlib\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "pathlib.Path('orphan.pid').write_text(str(child.pid)); raise SystemExit(1)"
+    )
+    with pytest.raises(UntaxError, match="exit code 1"):
+        run_nodes([make_node("a", code=orphan)])
+    pid = int((tmp_path / "orphan.pid").read_text())
+    deadline = time.time() + 10
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
+        assert time.time() < deadline, "it goes on writing into the folder"
+        time.sleep(0.05)
+
+
+def test_the_record_of_a_run(tmp_path, make_node, run_nodes):
+    nodes = [make_node("a"), make_node("b", ["a"], code="raise SystemExit(4)"), make_node("c", ["b"])]
+    for _ in range(2):
+        with pytest.raises(UntaxError):
+            run_nodes(nodes)
+    found = [(event["event"], event["node"]) for event in read_events(tmp_path)]
+    assert found[:2] == [("node-started", "a"), ("node-ended", "a")]
+    assert found[2:5] == [("node-started", "b"), ("node-failed", "b"), ("node-blocked", "c")]
+    assert found[5] == ("node-kept", "a")
+    ended = next(event for event in read_events(tmp_path) if event["event"] == "node-ended")
+    assert ended["wall_seconds"] > 0
+    assert ended["cpu_seconds"] > 0
+    assert ended["peak_memory"] > 10**6
+    assert ended["log"] == ".untax/logs/a.log"
+    assert (tmp_path / ended["log"]).read_text().startswith("$ ")
+    assert (tmp_path / ".untax/logs/b.log.1").exists(), "the log of the attempt before is kept"

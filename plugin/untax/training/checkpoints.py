@@ -1,0 +1,57 @@
+"""Checkpoints that a killed training left half-written: Axolotl would resume from the last one, whole or not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zipfile
+from pathlib import Path
+
+STATE_NAME = "trainer_state.json"
+"""What the trainer writes last into a checkpoint."""
+HEADER_MOST = 100_000_000
+"""The most bytes that safetensors allows for its header."""
+
+
+def remove_unfinished(output_dir: Path) -> list[Path]:
+    """Remove the checkpoints of an interrupted training that nothing can go on from, and return them."""
+    broken = [folder for folder in output_dir.glob("checkpoint-*") if folder.is_dir() and unfinished(folder)]
+    for folder in broken:
+        shutil.rmtree(folder)
+    return broken
+
+
+def unfinished(checkpoint: Path) -> str | None:
+    """Why a checkpoint is not whole, or None: its last file is missing or cut, or another one is.
+
+    Of large files only the beginning and the end are read.
+    """
+    try:
+        state = json.loads((checkpoint / STATE_NAME).read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or "global_step" not in state:
+            return f"{STATE_NAME} is no trainer state"
+    except FileNotFoundError:
+        return f"{STATE_NAME} is missing"
+    except (OSError, ValueError):
+        return f"{STATE_NAME} is cut"
+    for file in sorted(checkpoint.iterdir()):
+        if file.suffix == ".safetensors" and not _is_whole_safetensors(file):
+            return f"{file.name} is cut"
+        if file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+            return f"{file.name} is cut"
+    return None
+
+
+def _is_whole_safetensors(file: Path) -> bool:
+    """Whether the file is as long as its header says."""
+    try:
+        with file.open("rb") as handle:
+            size = struct.unpack("<Q", handle.read(8))[0]
+            if size > HEADER_MOST:
+                return False
+            header = json.loads(handle.read(size))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, struct.error, KeyError, TypeError, IndexError):
+        return False
+    return file.stat().st_size == 8 + size + max(ends, default=0)
