@@ -16,6 +16,8 @@ from untax.training.inputs import BASE, DATA_KEYS, FILE_KEYS, PATH_KEYS, entry_n
 
 PLACES = ("output_dir", "dataset_prepared_path", "disperse_assignment", "axolotl_config_path")
 """Keys that say where things lie, and not what is made of them."""
+COMMAND_LINE = ("debug", "debug_text_only", "debug_num_examples", "shard", "prompter", "merge_lora", "inference")
+"""What Axolotl's commands add to every configuration, also when nothing of it was typed; none of it decides weights."""
 MISSING = "missing"
 """In place of the digest of an input that should be here and is not."""
 LOADERS = ("json", "csv", "parquet", "arrow", "text")
@@ -66,7 +68,7 @@ def differences(recorded: Asked, present: Asked) -> list[str]:
     dispersed = recorded.rows is not None and present.rows is not None
     found: list[str] = []
     for key in dict.fromkeys([*before, *now]):
-        if key in PLACES or (dispersed and key != _OF_ROWS and (key == "datasets" or key.startswith("disperse_"))):
+        if key in (*PLACES, *COMMAND_LINE) or (dispersed and key != _OF_ROWS and (key == "datasets" or key.startswith("disperse_"))):
             continue
         found += _differing(key, before, now, recorded, present)
     if dispersed and recorded.rows != present.rows:

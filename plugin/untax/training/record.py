@@ -12,7 +12,7 @@ from untax.data.corpus import entries_digest
 from untax.data.streamed import pretraining_entries
 from untax.errors import UntaxError
 from untax.manifest import digest_file, digest_model, write_manifest
-from untax.training.asked import Asked, plain
+from untax.training.asked import COMMAND_LINE, Asked, plain
 from untax.training.inputs import BASE, FILE_KEYS, named_inputs
 from untax.training.started import claim
 from untax.training.weights import measured
@@ -134,7 +134,7 @@ def file_identity(path: Any) -> dict[str, str] | None:
 
 def _content(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as JSON, without what Axolotl adds to it."""
-    return {key: value for key, value in plain(dict(cfg)).items() if key != "axolotl_config_path"}
+    return {key: value for key, value in plain(dict(cfg)).items() if key not in ("axolotl_config_path", *COMMAND_LINE)}
 
 
 def effective_seed(cfg: Any) -> int:
