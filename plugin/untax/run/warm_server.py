@@ -67,7 +67,13 @@ FAMILIES = {
         # As `untax eval` does: tqdm reads them with its own import.
         {"TQDM_DISABLE": "1", "TQDM_MININTERVAL": "30", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
     ),
-    ("untax", "merge"): Family(("untax.cli.main", "untax.cli.merge", "untax.merge.merge", "torch"), {}),
+    ("untax", "merge"): Family(
+        (
+            *("untax.cli.main", "untax.cli.merge", "untax.merge.merge", "untax.merge.stream_merge"),
+            *("untax.merge.mergekit_merge", "torch", "yaml", "pydantic.main"),
+        ),
+        {},
+    ),
 }
 """The first two words of a command -> what it shares with others of its kind."""
 
@@ -144,11 +150,9 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
                 ends.unregister(key.fd)
                 os.close(key.fd)
                 _, status, rusage = os.wait4(key.data, 0)
-                code, taken = (
-                    os.waitstatus_to_exitcode(status),
-                    {name: getattr(rusage, name) for name in Rusage._fields},
-                )
-                channel.send(json.dumps({"ended": key.data, "code": code, "rusage": taken}).encode())
+                taken = {name: getattr(rusage, name) for name in Rusage._fields}
+                end = {"ended": key.data, "code": os.waitstatus_to_exitcode(status), "rusage": taken}
+                channel.send(json.dumps(end).encode())
                 continue
             packet = channel.recv(PACKET_BYTES)
             if not packet:
