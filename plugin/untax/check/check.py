@@ -27,8 +27,8 @@ from untax.recipes.graph import Plan
 from untax.recipes.plan import plan
 from untax.recipes.spec import SPEC_NAME, RunSpec, read_spec
 from untax.run.preflight import check_files, edited
-from untax.run.todo import todo
 from untax.run.reads import as_read
+from untax.run.todo import todo
 
 ROWS = 1000
 

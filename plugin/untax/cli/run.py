@@ -40,6 +40,12 @@ GIB = 2**30
     help="Main memory to use (default: nine tenths of what there is).",
 )
 @click.option(
+    "--warm/--no-warm",
+    default=True,
+    show_default=True,
+    help="On a CPU, fork commands from processes that have imported their packages, instead of starting each anew.",
+)
+@click.option(
     "--on-finish",
     metavar="COMMAND",
     help="Run this shell command at the end, with UNTAX_STATUS (done, failed, interrupted), UNTAX_FOLDER and "
@@ -65,6 +71,7 @@ def command(
     threads: int | None,
     gpus: str | None,
     memory: float | None,
+    warm: bool,
     on_finish: str | None,
     engine: str,
     ray_address: str | None,
@@ -87,6 +94,7 @@ def command(
         selection=Selection(only, start, until),
         keep_going=keep_going,
         rerun_on_version=rerun_on == "version",
+        warm=warm,
         on_finish=on_finish,
         engine=engine,
         ray_address=ray_address,

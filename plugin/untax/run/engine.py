@@ -65,6 +65,8 @@ class Engine:
         try:
             while waiting or self.running:
                 waiting = [node for node in waiting if not self._advance(node)]
+                if waiting or self.running:
+                    time.sleep(POLL_SECONDS)
                 self._collect()
                 self.screen.refresh(self.running)
         finally:
@@ -124,9 +126,7 @@ class Engine:
         return True
 
     def _collect(self) -> None:
-        """Wait a moment, then settle what has ended."""
-        if self.running:
-            time.sleep(POLL_SECONDS)
+        """Settle what has ended."""
         for running in list(self.running):
             ended = running.poll()
             if ended is None:

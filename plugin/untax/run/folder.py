@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from untax.run.interrupt import orderly
 from untax.run.local import LocalWorkers
 from untax.run.lock import folder_lock
 from untax.run.preflight import check_files, edited, edited_note
+from untax.run.process import environment
 from untax.run.reads import as_read
 from untax.run.record import peaks
 from untax.run.resources import Needs, resources, weights_bytes
 from untax.run.screen import Screen
 from untax.run.selection import Selection
 from untax.run.todo import todo
+from untax.run.warm import WarmPool
 from untax.run.workers import STATE, Workers
 
 ARMS_FILE = "results/arms.json"
@@ -44,6 +47,7 @@ class Options:
         keep_going: whether nodes that do not need a failed one are still started.
         rerun_on_version: whether another version of a package is a reason to run again.
         on_finish: a shell command to run at the end.
+        warm: whether commands on the CPU may be forked from processes that have imported their packages.
         engine: ``local`` for this machine, ``ray`` for a cluster.
         ray_address: of the cluster; None for what Ray finds.
     """
@@ -56,6 +60,7 @@ class Options:
     keep_going: bool = True
     rerun_on_version: bool = False
     on_finish: str | None = None
+    warm: bool = True
     engine: str = "local"
     ray_address: str | None = None
 
@@ -76,7 +81,7 @@ def run_folder(folder: Path, options: Options | None = None) -> list[Row] | None
             nodes,
             folder,
             spec.suite,
-            _workers(folder, spec, options, lock.fileno()),
+            _workers(folder, spec, options, lock.fileno(), nodes, expanded),
             screen,
             Events(folder),
             keep_going=options.keep_going,
@@ -88,7 +93,9 @@ def run_folder(folder: Path, options: Options | None = None) -> list[Row] | None
     return None if partial and todo(expanded, folder, spec.suite) else table(spec, expanded, folder)
 
 
-def _workers(folder: Path, spec: RunSpec, options: Options, lock: int) -> Workers:
+def _workers(
+    folder: Path, spec: RunSpec, options: Options, lock: int, nodes: Sequence[Node], expanded: Plan
+) -> Workers:
     needs = Needs(weights_bytes(spec.base, folder), peaks(folder))
     limits = resources(
         spec.device, jobs=options.jobs, threads=options.threads, gpus=options.gpus, memory=options.memory
@@ -97,7 +104,13 @@ def _workers(folder: Path, spec: RunSpec, options: Options, lock: int) -> Worker
         from untax.run.ray_workers import RayWorkers
 
         return RayWorkers(folder, limits, options.ray_address, needs=needs)
-    return LocalWorkers(folder, limits, needs, lock)
+    if not (options.warm and limits.cpu_only):
+        return LocalWorkers(folder, limits, needs, lock)
+    warm = WarmPool(folder, environment(limits.threads, cpu_only=True), pass_fds=(lock,))
+    due = todo(expanded, folder, spec.suite, rerun_on_version=options.rerun_on_version)
+    names = {node.name for node in nodes}
+    warm.expect(one.node for one in due if one.node.name in names)
+    return LocalWorkers(folder, limits, needs, lock, warm)
 
 
 def selected(expanded: Plan, folder: Path, spec: RunSpec, options: Options) -> tuple[Node, ...]:

@@ -10,6 +10,7 @@ from untax.recipes.graph import Node
 from untax.run.process import LocalRunning, environment, start, stop
 from untax.run.resources import GIB, Needs, Resources, check_gpus
 from untax.run.room import make_room
+from untax.run.warm import WarmPool
 from untax.run.workers import Running
 
 
@@ -22,6 +23,7 @@ class LocalWorkers:
         resources: what there is.
         needs: what nodes need of its memory.
         lock: the file descriptor of the folder's lock, which commands hold as well.
+        warm: processes that have imported what commands need, and fork them; None to start each anew.
         running: what is at work.
         awaiting: the node that waits for more GPUs than are free.
     """
@@ -30,6 +32,7 @@ class LocalWorkers:
     resources: Resources
     needs: Needs = field(default_factory=Needs)
     lock: int | None = None
+    warm: WarmPool | None = None
     running: list[LocalRunning] = field(default_factory=list)
     awaiting: Node | None = None
 
@@ -51,10 +54,13 @@ class LocalWorkers:
         gpus = self._free_gpus(node)
         if gpus is None or not self._has_slot(node) or not self._has_memory(node):
             return None
+        forks = self.warm if self.warm and self.warm.serves(node) else None
+        if forks and not forks.ready(node):
+            return None
         make_room(node, self.folder)
         variables = environment(self.resources.threads, gpus, cpu_only=self.resources.cpu_only)
         held = () if self.lock is None else (self.lock,)
-        running = start(node, self.folder, variables=variables, gpus=gpus, pass_fds=held)
+        running = start(node, self.folder, variables=variables, gpus=gpus, pass_fds=held, forks=forks)
         self.running.append(running)
         return running
 
@@ -63,7 +69,9 @@ class LocalWorkers:
         stop([one for one in running if isinstance(one, LocalRunning)])
 
     def close(self) -> None:
-        """Nothing is held besides the nodes."""
+        """End the warm processes."""
+        if self.warm:
+            self.warm.close()
 
     def _free_gpus(self, node: Node) -> tuple[str, ...] | None:
         """The ids that a node gets, none if it needs none; None while too few are free.
@@ -89,7 +97,8 @@ class LocalWorkers:
         if self.resources.at_most and len(self.running) >= self.resources.at_most:
             return False
         on_cpu = [one for one in self.running if not self.resources.on_gpu(one.node)]
-        return self.resources.on_gpu(node) or len(on_cpu) < self.resources.jobs
+        importing = self.warm.importing if self.warm else 0
+        return self.resources.on_gpu(node) or len(on_cpu) + importing < self.resources.jobs
 
     def _has_memory(self, node: Node) -> bool:
         """Whether what runs leaves enough; a node for which nothing would be enough runs alone."""

@@ -38,6 +38,13 @@ class Process(Protocol):
         """(exit status or minus the signal, its resource usage if known, why nobody knows more), or None before."""
 
 
+class Forks(Protocol):
+    """What has commands' modules imported already."""
+
+    def start(self, node: Node, *, log: Path, variables: dict[str, str]) -> Process | None:
+        """A child that runs the node's command, or None if it must be started anew."""
+
+
 class Child:
     """A process that this one started."""
 
@@ -123,13 +130,28 @@ def start(
     variables: dict[str, str],
     gpus: tuple[str, ...] = (),
     pass_fds: Sequence[int] = (),
+    forks: Forks | None = None,
 ) -> LocalRunning:
     """Start a node's command in the run folder; its output goes to the node's log.
+
+    Args:
+        node: the node.
+        folder: the run folder.
+        variables: its environment.
+        gpus: the ids of its GPUs.
+        pass_fds: file descriptors that it holds while it lives.
+        forks: what may fork the command instead of starting it anew.
 
     Raises:
         UntaxError: the command is not installed, or the log cannot be written.
     """
     log, variables = open_log(node, folder, variables)
+    forked = forks.start(node, log=log, variables=variables) if forks else None
+    process = forked or _spawn(node, folder, log, variables, pass_fds)
+    return LocalRunning(node, process, log, gpus)
+
+
+def _spawn(node: Node, folder: Path, log: Path, variables: dict[str, str], pass_fds: Sequence[int]) -> Child:
     with plain_disk_errors(log), log.open("ab") as output:
         process = subprocess.Popen(
             (program(node, variables), *node.command[1:]),
@@ -142,7 +164,7 @@ def start(
             pass_fds=tuple(pass_fds),
             preexec_fn=end_with_parent if sys.platform == "linux" else None,
         )
-    return LocalRunning(node, Child(process), log, gpus)
+    return Child(process)
 
 
 def open_log(node: Node, folder: Path, variables: dict[str, str]) -> tuple[Path, dict[str, str]]:
