@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from untax.run.resources import Resources
 
 OBJECT_STORE_BYTES = 80 * 2**20
 """Nothing large goes through Ray: nodes exchange files. It takes no less than 75 MiB."""
+
+ANSWER_SECONDS = 20.0
 
 
 def connect(address: str | None, resources: Resources) -> bool:
@@ -37,17 +40,19 @@ def connect(address: str | None, resources: Resources) -> bool:
             where=f"--ray-address {address}",
             fix="Run this on a machine of the cluster, with the address HOST:6379 or auto.",
         )
+    named = address or os.environ.get("RAY_ADDRESS")
     with _own_signals():
         if address == "local":
             return _start(resources)
         try:
-            _init(address or "auto")
+            _check_answers(named)
+            _init(named or "auto")
         except ConnectionError as error:
-            if address or os.environ.get("RAY_ADDRESS"):
-                raise _no_cluster(address, error) from error
+            if named:
+                raise _no_cluster(named, error) from error
             return _start(resources)
-        except (RuntimeError, ValueError) as error:
-            raise _no_cluster(address, error) from error
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _no_cluster(named, error) from error
     return False
 
 
@@ -76,6 +81,13 @@ def _check_installed() -> None:
         raise UntaxError(
             "Ray is not installed here.", where=sys.executable, fix="pip install 'untax[ray]', on every machine."
         ) from error
+
+
+def _check_answers(address: str | None) -> None:
+    """Ray itself tries for minutes, and then may take its process along."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
 
 
 def _init(address: str, **options: Any) -> None:

@@ -85,8 +85,11 @@ def run_node(version: str, work: Mapping[str, Any]) -> tuple[Ended, list[str]]:
         )
     sent = Work(**work)
     node, folder = Node(**sent.node), Path(sent.folder)
+    attempt = _attempt(node, folder, sent.nonce)
     gpus = _gpus()
-    attempt = _enter(node, folder, sent.nonce, gpus)
+    line = {"attempt": attempt, "host": platform.node(), "pid": os.getpid(), "gpus": gpus}
+    with place_path(folder, node.name).open("a", encoding="utf-8") as place:
+        place.write(json.dumps(line) + "\n")
     with _cancellation() as cancelled:
         _await_claim(node, folder, cancelled)
         make_room(node, folder)
@@ -103,8 +106,8 @@ def _gpus() -> tuple[str, ...]:
     return tuple(map(str, ray.get_runtime_context().get_accelerator_ids().get("GPU", ())))
 
 
-def _enter(node: Node, folder: Path, nonce: str, gpus: tuple[str, ...]) -> int:
-    """Find the driver's folder here, and say in it who works; the number of this attempt.
+def _attempt(node: Node, folder: Path, nonce: str) -> int:
+    """The number of this attempt, by what the driver and the workers before wrote into the folder.
 
     Raises:
         UntaxError: it is another folder, or none; or the node's workers died too often.
@@ -126,9 +129,6 @@ def _enter(node: Node, folder: Path, nonce: str, gpus: tuple[str, ...]) -> int:
             where=place,
             fix="Ray ends workers on a machine that runs out of memory: see its logs, and `untax check`.",
         )
-    line = {"attempt": len(lines), "host": platform.node(), "pid": os.getpid(), "gpus": gpus}
-    with place.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
     return len(lines)
 
 

@@ -245,7 +245,7 @@ class RayWorkers:
         return UntaxError(
             f"No machine of the Ray cluster has what these nodes want: {wanted}. The machines have: {there or 'none'}.",
             where="keys gpus and device of untax.yaml, --threads",
-            fix="Add such a machine, wait for it with --ray-wait SECONDS, or lower gpus or --threads.",
+            fix="Add such a machine to the cluster, or lower gpus or --threads.",
         )
 
 
