@@ -68,7 +68,9 @@ def differences(recorded: Asked, present: Asked) -> list[str]:
     dispersed = recorded.rows is not None and present.rows is not None
     found: list[str] = []
     for key in dict.fromkeys([*before, *now]):
-        if key in (*PLACES, *COMMAND_LINE) or (dispersed and key != _OF_ROWS and (key == "datasets" or key.startswith("disperse_"))):
+        if key in (*PLACES, *COMMAND_LINE) or (
+            dispersed and key != _OF_ROWS and (key == "datasets" or key.startswith("disperse_"))
+        ):
             continue
         found += _differing(key, before, now, recorded, present)
     if dispersed and recorded.rows != present.rows:
@@ -127,13 +129,9 @@ def _same_input(names: tuple[Any, Any], digests: tuple[str | None, str | None], 
         needed: whether it has to be here.
     """
     then, now = digests
-    if _is_content(then) and (_is_content(now) or now == MISSING):
-        return then == now
-    if names[0] != names[1]:
-        return False
-    if now is None:
-        return not (needed and then is not None)
-    return then is None or then == now
+    if _is_content(then):
+        return then == now if _is_content(now) or now == MISSING else names[0] == names[1] and not needed
+    return names[0] == names[1] and (then is None or now is None or then == now)
 
 
 def _is_content(digest: str | None) -> bool:
