@@ -40,6 +40,7 @@ class TrainingProgress:
         self._fresh: torch.Tensor | None = None  # This rank's tokens that are not in ``tokens`` yet.
         self._loss: float | None = None
         self._rate: float | None = None
+        self._measured: tuple[float, int | None]
         self._begin()
 
     def begin(self) -> None:
