@@ -129,7 +129,7 @@ def test_a_manifest_that_does_not_prove_the_penalty_trains_again(finished: Path,
     said = untax("run", folder, "--dry-run").stdout
     assert "does not prove that DeltaPenaltyPlugin ran" in said
     assert "paft-ties: untax merge" in said
-    assert said.strip().endswith(f"3 of {len(list((finished / '.untax/logs').iterdir()))} nodes would run.")
+    assert said.strip().endswith("1 of 14 nodes would run, 2 more if what they read changes.")
 
 
 def test_two_runners_on_one_folder(finished: Path, untax):

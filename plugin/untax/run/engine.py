@@ -16,6 +16,7 @@ from untax.run.done import unfinished
 from untax.run.events import Events
 from untax.run.judge import why
 from untax.run.screen import Screen
+from untax.run.tokens import trained_tokens
 from untax.run.workers import Ended, Running, Workers
 
 POLL_SECONDS = 0.1
@@ -138,7 +139,7 @@ class Engine:
                 continue
             self.done.add(running.node.name)
             self.screen.finished(running.node, ended)
-            self._write("node-ended", running, ended)
+            self._write("node-ended", running, ended, tokens=trained_tokens(running.node, self.folder))
 
     def _judge(self, running: Running, ended: Ended) -> str | None:
         """Why an ended node counts as failed: its end, or a manifest that does not prove its work."""

@@ -19,6 +19,7 @@ from untax.run.progress import Progress, of_node
 from untax.run.reads import as_read
 from untax.run.record import FolderRecord, NodeRecord, read_record
 from untax.run.todo import Due, todo
+from untax.run.tokens import trained_tokens
 from untax.run.workers import STATE, log_path
 
 USAGE = ("wall_seconds", "cpu_seconds", "gpu_seconds", "peak_memory", "gpu_peak_memory", "energy_joules")
@@ -128,7 +129,7 @@ def _node(node: Node, folder: Path, due: Due | None, record: FolderRecord, *, ru
         outputs=node.outputs,
         log=str(log.relative_to(folder)) if log.exists() else None,
         usage=_usage(past, manifest),
-        tokens=_tokens(manifest),
+        tokens=trained_tokens(node, folder) if state == "done" else None,
         attempts=past.attempts,
         versions=version_changes(node, folder) if state == "done" else {},
         progress=of_node(node, folder, log) if state == "running" else None,
@@ -171,12 +172,6 @@ def _usage(past: NodeRecord, manifest: dict[str, Any] | None) -> dict[str, float
     if past.ended is not None:
         return {name: past.ended.get(name) for name in USAGE}
     return {name: (manifest or {}).get(name) for name in USAGE}
-
-
-def _tokens(manifest: dict[str, Any] | None) -> int | None:
-    training = (manifest or {}).get("training")
-    tokens = training.get("tokens") if isinstance(training, dict) else None
-    return tokens if isinstance(tokens, int) else None
 
 
 def format_status(status: Status) -> str:
