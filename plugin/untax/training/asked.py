@@ -22,7 +22,7 @@ MISSING = "missing"
 """In place of the digest of an input that should be here and is not."""
 LOADERS = ("json", "csv", "parquet", "arrow", "text")
 """Paths of dataset entries that are none: ``data_files`` says where the rows are."""
-_OF_ROWS = "disperse_first_turn"
+_FIRST_TURN = "disperse_first_turn"
 # A number in YAML 1.2 and for Axolotl, and a text for PyYAML.
 _EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 _CONTENT = re.compile("[0-9a-f]{64}")
@@ -68,11 +68,9 @@ def differences(recorded: Asked, present: Asked) -> list[str]:
     dispersed = recorded.rows is not None and present.rows is not None
     found: list[str] = []
     for key in dict.fromkeys([*before, *now]):
-        if key in (*PLACES, *COMMAND_LINE) or (
-            dispersed and key != _OF_ROWS and (key == "datasets" or key.startswith("disperse_"))
-        ):
-            continue
-        found += _differing(key, before, now, recorded, present)
+        of_rows = key == "datasets" or (key.startswith("disperse_") and key != _FIRST_TURN)
+        if key not in (*PLACES, *COMMAND_LINE) and not (dispersed and of_rows):
+            found += _differing(key, before, now, recorded, present)
     if dispersed and recorded.rows != present.rows:
         found.append("the rows of its cluster")
     return list(dict.fromkeys(found))
