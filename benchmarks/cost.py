@@ -122,7 +122,7 @@ def _traffic(setting: Setting) -> tuple[str, ...]:
         f"{hours:.1f}",
         _bytes(vanilla),
         _bytes(vanilla * steps),
-        f"{vanilla * steps / NETWORK / 3600:.1f} h",
+        _time(vanilla * steps / NETWORK),
         _bytes(ours * steps / K) if ours else "nothing",
         "nothing",
     )
@@ -144,7 +144,7 @@ def _parts(setting: Setting) -> tuple[str, ...]:
     merged = merged_disk(setting.model).merged
     full = trained(setting.model, setting.keys).full
     read = K * result + (0 if full else merged)
-    took = "not measured" if full else f"{(read + merged) / merge_rate() / 60:.1f} min"
+    took = "not measured" if full else _time((read + merged) / merge_rate())
     return (
         setting.name,
         f"{setting.steps:,.0f}, {K} x {setting.steps / K:,.0f}",
@@ -192,6 +192,10 @@ def _measured(name: str, manifests: list[dict[str, Any]]) -> tuple[str, ...]:
         f"{sum(seconds):.0f} s",
         f"{max(seconds):.0f} s",
     )
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def _bytes(count: float) -> str:

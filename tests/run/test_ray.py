@@ -118,6 +118,7 @@ def test_a_machine_that_dies_costs_its_nodes_one_more_attempt(cluster, ray_worke
     until((tmp_path / "again").exists, "a never started")
     cluster.kill(machine)
     end = until(lost.poll, "a never ended")
+    assert lost.attempts == 2
     ended = {"a": end, **drive(workers, [nodes[1], replace(nodes[2], needs=("b",))])}
     assert {name: (one.code, one.attempts, one.problem) for name, one in ended.items()} == {
         "a": (0, 2, None),
@@ -147,7 +148,7 @@ def test_a_command_that_fails_is_not_tried_again(ray_workers_of, tmp_path, make_
     assert (ended.code, ended.attempts, ended.problem) == (3, 1, None)
     assert (tmp_path / "ran").read_text() == "x"
     assert "the reason" in (tmp_path / ".untax/logs/a.log").read_text()
-    assert ended.usage.wall_seconds > 0
+    assert 0 < ended.usage.wall_seconds < 60
     assert ended.usage.peak_memory > 2**20
 
 

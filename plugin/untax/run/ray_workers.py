@@ -70,14 +70,15 @@ class RayRunning:
         import ray
 
         if self._ended is None:
-            self._look()
-            if ray.wait([self.ref], timeout=0)[0]:
+            over = bool(ray.wait([self.ref], timeout=0)[0])
+            self._look(at_once=over)
+            if over:
                 self._ended = self._end()
         return self._ended
 
-    def _look(self) -> None:
+    def _look(self, *, at_once: bool) -> None:
         """See who works on it, and where."""
-        if time.monotonic() - self._looked < LOOK_SECONDS:
+        if not at_once and time.monotonic() - self._looked < LOOK_SECONDS:
             return
         self._looked = time.monotonic()
         lines = read_place(place_path(self.folder, self.node.name))
@@ -107,8 +108,6 @@ class RayRunning:
         return None if missing and now - self._arrived < SHARED_SECONDS else ended
 
     def _lost(self, problem: str, code: int) -> Ended:
-        self._looked = -LOOK_SECONDS
-        self._look()
         return Ended(code, Usage(self.seconds), attempts=max(1, self.attempts), problem=problem)
 
 
