@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from untax.digest_records import LARGE, file_identity, is_settled, record_digest, recorded_digest
+from untax.digest_records import LARGE, file_identity, is_settled, record_digest, recorded_digest, sampled
 from untax.errors import UntaxError
 from untax.files import write_text
 
@@ -45,12 +45,13 @@ def digest_file(path: Path) -> str:
     A file changed within the last seconds is always read: one more change might leave its time stamp as it is.
     """
     status = path.stat()
-    read = _digest_file if is_settled(status) else _digest_file.__wrapped__
-    return read(str(path), file_identity(status))
+    if not is_settled(status):
+        return _digest_file.__wrapped__(str(path), ())
+    return _digest_file(str(path), (*file_identity(status), sampled(path)))
 
 
 @functools.lru_cache(maxsize=4096)
-def _digest_file(path: str, identity: tuple[int, ...]) -> str:
+def _digest_file(path: str, identity: tuple[int | str, ...]) -> str:
     recorded = recorded_digest(Path(path))
     if recorded is not None:
         return recorded
