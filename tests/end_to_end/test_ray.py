@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
 from ray_machines import machines, until
+from untax.run.events import read_events
 from untax.run.ray_task import place_path, read_place
 
 UNTAX = Path(sys.executable).parent / "untax"
@@ -30,8 +30,7 @@ def test_a_machine_dies_and_the_weights_are_those_of_the_local_engine(finished, 
             cluster.kill(cluster.machine_of(read_place(place)[1]["pid"]))
             said, _ = runner.communicate(timeout=600)
         assert runner.returncode == 0, said
-    events = [json.loads(line) for line in (folder / ".untax/events.jsonl").read_text().splitlines()]
-    attempts = {one["node"]: one["attempts"] for one in events if one["event"] == "node-ended"}
+    attempts = {one["node"]: one["attempts"] for one in read_events(folder) if one["event"] == "node-ended"}
     assert attempts == {"disperse": 1, "cluster-0": 2, "cluster-1": 1, "average": 1, "average-0.5": 1}
     made, undisturbed = digests(folder), digests(finished)
     assert [made[name] for name in ("average", "average-0.5")] == [undisturbed[name] for name in ("dtm", "dtm-0.5")]
