@@ -44,9 +44,9 @@ def merge(config: str) -> Node:
     return node("untax", "merge", config, "out")
 
 
-def ready(pool: WarmPool, one: Node) -> WarmPool:
+def ready(pool: WarmPool, one: Node, times: int = 99) -> WarmPool:
     """A pool whose warm process for the node has imported all."""
-    pool.expect([one, one])
+    pool.expect([one] * times)
     wait_for(lambda: not pool.serves(one) or pool.ready(one), seconds=300)
     assert pool.serves(one)
     return pool
@@ -200,6 +200,19 @@ def test_a_killed_server_fails_what_it_forked_and_serves_no_more(
     assert not pool.serves(one)
     assert pool.importing == 0
     assert pool.start(one, log=tmp_path / "log", variables=variables()) is None
+    pool.close()
+
+
+def test_a_server_leaves_with_the_last_of_its_children(tmp_path: Path) -> None:
+    one = merge("none.yaml")
+    pool = ready(WarmPool(tmp_path, variables()), one, times=2)
+    server = pool._servers["untax", "merge"].pid
+    assert code(forked(pool, one, tmp_path / "first")) == 2
+    assert pool.serves(one)
+    assert not is_gone(server)
+    assert code(forked(pool, one, tmp_path / "second")) == 2
+    assert is_gone(server)
+    assert not pool.serves(one)
     pool.close()
 
 

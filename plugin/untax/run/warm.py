@@ -56,10 +56,11 @@ class WarmServer:
     Attributes:
         ready: whether it has imported all and forks.
         gone: why it forks no more, if so.
+        last: whether nothing more will be asked of it; it ends with its last child.
     """
 
     def __init__(self, family: Family, node: Node, folder: Path, variables: dict[str, str], pass_fds: Sequence[int]):
-        self.ready = False
+        self.ready = self.last = False
         self.gone: str | None = None
         self.log = folder / STATE / "logs" / f"warm-{'-'.join(family)}.log"
         self._children: dict[int, WarmChild] = {}
@@ -128,6 +129,8 @@ class WarmServer:
         if "ended" in message:
             child = self._children.pop(message["ended"])
             child.end = (message["code"], Rusage(**message["rusage"]), None)
+            if self.last and not self._children:
+                self.kill("all that it was there for is done")
         elif "ready" in message:
             self.ready = message["ready"] is None
             if not self.ready:
@@ -207,9 +210,12 @@ class WarmPool:
         Returns:
             None if that cannot be done, and the command must be started as an ordinary process.
         """
-        server = self._servers.get(family_of(node) or ())
+        family = family_of(node) or ()
+        server = self._servers.get(family)
         if server is None or not server.ready or _shared(variables) != _shared(self.variables):
             return None
+        self._due[family] -= 1
+        server.last = self._due[family] < 1
         return server.start((program(node, variables), *node.command[1:]), self.folder, log, variables)
 
     def close(self) -> None:

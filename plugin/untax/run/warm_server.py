@@ -119,7 +119,6 @@ def preload(family: Family) -> list[Callable[[], None]]:
         gc.enable()
     # Children share these pages, and their collections pass over all that a fresh process would go through again:
     # Axolotl collects at each batch of a DPO training.
-    gc.collect()
     gc.freeze()
     numpy = sys.modules.get("numpy")
     return [*(generator.seed for generator in unseeded), *([numpy.random.seed] if numpy else [])]
