@@ -26,8 +26,9 @@ RANK = """
 import sys
 from axolotl.cli.train import do_cli
 from penalty.ranks import share_cpus
-share_cpus()
-do_cli(config=sys.argv[1])
+if __name__ == "__main__":  # Datasets' workers import this file once more.
+    share_cpus()
+    do_cli(config=sys.argv[1])
 """
 
 
