@@ -179,6 +179,24 @@ def test_a_statistic_is_estimated_again_when_its_data_or_base_changes(run: Path)
     assert unfinished(FISHER, run, None) == "outputs/fisher: base was changed"
 
 
+def test_what_moved_is_no_reason(run: Path):
+    Path("base").rename("model")
+    Path("c4.txt").rename("texts.txt")
+    words = {"base": "./model", "c4.txt": "texts.txt"}
+    moved = [
+        dataclasses.replace(node, command=tuple(words.get(word, word) for word in node.command))
+        for node in (REPLAY, FISHER)
+    ]
+    assert [unfinished(node, run, None) for node in moved] == [None, None]
+    Path("texts.txt").write_text("Other.")
+    assert unfinished(moved[0], run, None) == "outputs/replay-text: it was made by another command line"
+    Path("texts.txt").write_text("One.\n\nTwo.\n\nThree.")
+    Path("model/config.json").write_text("{}")
+    assert unfinished(moved[1], run, None) == "outputs/fisher: it was made by another command line"
+    Path("model/tokenizer.json").write_text("{}")
+    assert unfinished(moved[0], run, None) == "outputs/replay-text: it was made by another command line"
+
+
 def test_a_statistic_of_an_adapter_is_estimated_again_when_the_adapter_changes(run: Path):
     from untax.adapters.stored import ADAPTER_FILES
     from untax.manifest import digest_files
