@@ -17,14 +17,12 @@ import pytest
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
-import untax
 from ray_machines import Machines, gone, machines, until
 from untax.errors import UntaxError
 from untax.recipes.graph import Node
-from untax.run import ray_task
+from untax.run import ray_cluster
 from untax.run.local import LocalWorkers
-from untax.run.ray_cluster import connect
-from untax.run.ray_task import place_path, read_place, run_node
+from untax.run.ray_task import place_path, read_place
 from untax.run.ray_workers import RayWorkers
 from untax.run.resources import Resources
 from untax.run.workers import Ended, Usage, Workers
@@ -175,6 +173,17 @@ def test_a_node_for_which_no_machine_is_large_enough(ray_workers_of, make_node):
         ray_workers_of(replace(ONE, threads=3)).check([training])
 
 
+def test_a_machine_that_joins_late_is_waited_for_if_one_says_so(cluster, ray_workers_of, make_node):
+    training = replace(make_node("a"), kind="train", gpus=3)
+    workers = ray_workers_of(replace(ONE, cpu_only=False), wait=90)
+    ray = Path(sys.executable).parent / "ray"
+    options = ["--address", cluster.address, "--num-cpus=1", "--num-gpus=3", f"--object-store-memory={80 * 2**20}"]
+    with subprocess.Popen([ray, "start", "--block", *options], stdout=subprocess.DEVNULL) as machine:
+        workers.check([training])
+        machine.terminate()
+    until(lambda: not any(one["GPU"] for one in ray_cluster.machines()), "the machine is still there")
+
+
 def test_gpus_are_given_by_ray(cluster, ray_workers_of, tmp_path, make_node):
     """GPUs that only Ray believes in: enough to see who gets which."""
     machine = cluster.add(num_cpus=2, num_gpus=2)
@@ -297,62 +306,11 @@ def test_a_cluster_that_was_started_for_a_run_ends_with_it(tmp_path, runner, end
     until(lambda: all(map(gone, ray)), "Ray outlived its runner")
 
 
-# What a worker refuses
-
-
-@pytest.fixture
-def sent(tmp_path: Path) -> dict[str, object]:
-    """A node as a driver sends it, of a folder in which it wrote its nonce."""
-    place_path(tmp_path, "a").parent.mkdir(parents=True)
-    place_path(tmp_path, "a").write_text('{"nonce": "right"}\n')
-    node = {"name": "a", "kind": "merge", "command": ["true"], "outputs": ["outputs/a"]}
-    return {"node": node, "folder": str(tmp_path), "nonce": "right", "threads": 1, "variables": {}}
-
-
-def test_a_worker_with_another_untax(sent):
-    with pytest.raises(UntaxError, match=f"untax is {untax.__version__} here and 0.0.1 where"):
-        run_node("0.0.1", sent)
-
-
-@pytest.mark.parametrize("folder", ["elsewhere", "."])
-def test_a_folder_that_is_not_shared(sent, tmp_path, monkeypatch, folder):
-    monkeypatch.setattr(ray_task, "SHARED_SECONDS", 0.3)
-    (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(UntaxError, match="not shared with this machine") as caught:
-        run_node(untax.__version__, {**sent, "folder": str(tmp_path / folder), "nonce": "other"})
-    assert str(tmp_path / folder / ".untax/ray/a.jsonl") in str(caught.value.where)
-
-
-def test_a_node_whose_workers_die_again_and_again(sent, tmp_path):
-    with place_path(tmp_path, "a").open("a") as place:
-        for number in range(1, 5):
-            place.write(f'{{"attempt": {number}, "host": "node{number}", "pid": 1, "gpus": []}}\n')
-    with pytest.raises(UntaxError, match="died 4 times, on node1, node2, node3, node4"):
-        run_node(untax.__version__, sent)
-
-
 def test_what_a_worker_refuses_is_said_by_the_driver(ray_workers_of, tmp_path, make_node):
     node = replace(make_node("a"), command=("no-such-command",))
     ended = drive(ray_workers_of(), [node])["a"]
     assert ended.code == 2
     assert "The command 'no-such-command' of node a is not installed" in str(ended.problem)
-
-
-# What a driver refuses
-
-
-def test_no_ray(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UntaxError, match="Ray is not installed"):
-        connect(None, ONE)
-
-
-@pytest.mark.parametrize(
-    ("address", "problem"), [("ray://head:10001", "Ray Client"), ("127.0.0.1:1", "cannot be joined")]
-)
-def test_no_such_cluster(address, problem):
-    with pytest.raises(UntaxError, match=problem):
-        connect(address, ONE)
 
 
 def test_files_that_are_not_here_yet_are_waited_for(ray_workers_of, tmp_path, make_node, monkeypatch):
