@@ -282,6 +282,24 @@ def test_a_trainer_is_followed_once() -> None:
     assert tokens_trained(object()) is None
 
 
+def test_losses_that_are_no_numbers_are_counted_where_the_trainer_hides_them(
+    workspace: Workspace, axolotl_train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers logs the average of the others in place of a NaN; the weights may survive it."""
+    from transformers import Trainer
+
+    step, calls = Trainer.training_step, []
+
+    def sometimes_nan(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        loss = step(self, *args, **kwargs)
+        return loss * float("nan") if len(calls) in (2, 3) else loss
+
+    monkeypatch.setattr(Trainer, "training_step", sometimes_nan)
+    axolotl_train(workspace.config(plugins=PLUGINS, max_steps=6, logging_steps=1))
+    assert workspace.manifest()["training"]["losses_not_finite"] == 2
+
+
 def test_what_does_not_say_its_tokens_is_not_counted() -> None:
     import torch
 
@@ -314,6 +332,7 @@ def test_a_loss_that_is_no_number_is_none(tmp_path: Path) -> None:
     progress = TrainingProgress(StandIn(), tmp_path / "p.json")
     for loss, said in ((2.5, 2.5), (float("nan"), None), (1.5, 1.5), (float("inf"), None)):
         progress.logged({"loss": loss})
+        progress.write()
         assert json.loads((tmp_path / "p.json").read_text())["loss"] == said
 
 

@@ -21,7 +21,7 @@ from untax.manifest import MANIFEST_NAME
 from untax.training.keys import check_plugins, needed_plugins
 from untax.training.plain import plain_errors
 from untax.training.prepared import separate_prepared_data
-from untax.training.progress import follow, tokens_trained
+from untax.training.progress import follow, losses_not_finite, tokens_trained
 from untax.training.record import TrainingRecord, effective_seed
 from untax.training.started import release
 
@@ -156,7 +156,7 @@ def _summary(trainer: Any, cfg: DictDefault) -> dict[str, Any]:
         "tokens": tokens_trained(trainer),
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
-        "losses_not_finite": sum(not math.isfinite(loss) for loss in losses),
+        "losses_not_finite": max(losses_not_finite(trainer), sum(not math.isfinite(loss) for loss in losses)),
         "train_loss": next(
             (entry["train_loss"] for entry in reversed(trainer.state.log_history) if "train_loss" in entry), None
         ),

@@ -37,6 +37,8 @@ class TrainingProgress:
     def __init__(self, trainer: Any, path: Path | None):
         self.tokens: int | None = 0
         self._trainer, self._path = trainer, path
+        self.not_finite = 0
+        self._lost: torch.Tensor | None = None  # This rank's losses that were no number, not in ``not_finite`` yet.
         self._fresh: torch.Tensor | None = None  # This rank's tokens that are not in ``tokens`` yet.
         self._loss: float | None = None
         self._rate: float | None = None
@@ -64,16 +66,24 @@ class TrainingProgress:
         else:
             self._fresh = count if self._fresh is None else self._fresh + count
 
+    def trained(self, loss: Any) -> None:
+        """The loss of a batch. The trainer's own log leaves out one that is no number. Nothing waits for the device."""
+        if hasattr(loss, "isfinite"):
+            lost = (~loss.detach().isfinite()).sum()
+            self._lost = lost if self._lost is None else self._lost + lost
+
     def settle(self) -> None:
         """Sum over the ranks, all of which must call this."""
         import torch
 
         trainer = self._trainer
         fresh = 0 if self._fresh is None else int(self._fresh.item())
-        sums = torch.tensor([fresh, self.tokens is None], dtype=torch.int64, device=trainer.args.device)
+        lost = 0 if self._lost is None else int(self._lost.item())
+        sums = torch.tensor([fresh, self.tokens is None, lost], dtype=torch.int64, device=trainer.args.device)
         if trainer.args.world_size > 1:
             sums = trainer.accelerator.reduce(sums, reduction="sum")
-        total, uncounted = sums.tolist()
+        total, uncounted, lost = sums.tolist()
+        self.not_finite, self._lost = self.not_finite + lost, None
         self.tokens = None if uncounted or self.tokens is None else self.tokens + total
         self._fresh = None
 
@@ -97,7 +107,7 @@ class TrainingProgress:
             with contextlib.suppress(TypeError, ValueError):
                 loss = float(logs["loss"])
                 self._loss = loss if math.isfinite(loss) else None
-        self.write()
+        self.write_if_due()
 
     def write_if_due(self) -> None:
         """Write, but not too often."""
@@ -174,6 +184,12 @@ def tokens_trained(trainer: Any) -> int | None:
     return None if progress is None else progress.tokens
 
 
+def losses_not_finite(trainer: Any) -> int:
+    """How many batches of a trainer that has ended gave a loss of NaN or infinity, since it last began."""
+    progress = getattr(trainer, _ATTRIBUTE, None)
+    return 0 if progress is None else progress.not_finite
+
+
 def real_tokens(inputs: Any) -> torch.Tensor | None:
     """How many tokens of a batch are no padding, as a scalar on its device; None if it does not say.
 
@@ -201,7 +217,9 @@ def _wrap(trainer: Any, progress: TrainingProgress) -> None:
     def counted_step(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         # Before the step: Axolotl takes the mask out of packed batches.
         progress.count(inputs)
-        return training_step(model, inputs, *args, **kwargs)
+        loss = training_step(model, inputs, *args, **kwargs)
+        progress.trained(loss)
+        return loss
 
     def save_with_count(output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """All ranks come here; the state is written after the weights."""
