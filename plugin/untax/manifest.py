@@ -148,7 +148,7 @@ def write_manifest(
         "versions": package_versions(),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
-        "wall_seconds": round(time.time() - started, 3),
+        "wall_seconds": round(max(0.0, time.time() - started), 3),  # a clock that is set back knows no better
     }
     write_text(folder / name, json.dumps(manifest, indent=2, sort_keys=False, ensure_ascii=False) + "\n")
     return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import graphlib
 import time
@@ -178,11 +179,13 @@ class Engine:
 
     def _stop(self) -> None:
         """End what is still at work, after an interruption or an error."""
-        if self.running:
-            self.screen.say(f"stopping {', '.join(one.node.name for one in self.running)} ...")
-            self.workers.stop(self.running)
+        if not self.running:
+            return
+        with contextlib.ExitStack() as last:  # Also what a second Ctrl-C leaves to be done.
             for one in self.running:
-                self.events.write("node-stopped", node=one.node.name, kind=one.node.kind)
+                last.callback(self.events.write, "node-stopped", node=one.node.name, kind=one.node.kind)
+            last.callback(self.workers.stop, self.running)
+            self.screen.say(f"stopping {', '.join(one.node.name for one in self.running)} ...")
 
 
 def chain_lengths(nodes: Sequence[Node]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 import os
 import shutil
@@ -29,6 +30,7 @@ def make_room(node: Node, folder: Path) -> None:
         return  # `untax eval` replaces single files itself
     for name in node.outputs:
         output = folder / name
+        _remove_parts(output)
         if not os.path.lexists(output) or (node.kind == "train" and _continues(node, output, folder)):
             continue
         with plain_disk_errors(output):
@@ -36,6 +38,13 @@ def make_room(node: Node, folder: Path) -> None:
                 shutil.rmtree(output)
             else:
                 _set_aside(node, output, folder)
+
+
+def _remove_parts(output: Path) -> None:
+    """Remove what killed commands were about to put there (``untax.files``): each may be as large as the model."""
+    for part in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
+        with plain_disk_errors(part):
+            shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
 
 
 def _continues(node: Node, output: Path, folder: Path) -> bool:

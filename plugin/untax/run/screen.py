@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO, cast
 
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from untax.recipes.graph import Node
 from untax.run.board import Board
 from untax.run.durations import exactly, roughly
 from untax.run.live import LiveView
+from untax.run.output import PatientOutput
 from untax.run.progress import Progress, log_lines, read
 from untax.run.workers import Ended, Running, log_path, progress_path
 
@@ -33,7 +35,7 @@ class Screen:
     """
 
     def __init__(self, nodes: Sequence[Node], folder: Path):
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(file=cast(TextIO, PatientOutput(sys.stdout)), highlight=False, soft_wrap=True)
         self.folder = folder
         self.board = Board(nodes, folder)
         self._live = LiveView(self.console, self.board) if self.console.is_terminal else None
@@ -104,7 +106,7 @@ class Screen:
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(text, markup=False, style=style or None)
-        sys.stdout.flush()
+        self.console.file.flush()
 
 
 def _how_far(running: Running, progress: Progress | None) -> list[str]:
