@@ -58,7 +58,10 @@ class LocalWorkers:
         if forks and not forks.ready(node):
             return None
         make_room(node, self.folder)
-        variables = environment(self.resources.threads, gpus, cpu_only=self.resources.cpu_only)
+        # A fork is served only in the environment in which its parent imported.
+        variables = (
+            forks.variables if forks else environment(self.resources.threads, gpus, cpu_only=self.resources.cpu_only)
+        )
         held = () if self.lock is None else (self.lock,)
         running = start(node, self.folder, variables=variables, gpus=gpus, pass_fds=held, forks=forks)
         self.running.append(running)
