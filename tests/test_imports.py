@@ -28,7 +28,7 @@ PLUGIN_FILES = {"disperse/plugin.py", "penalty/plugin.py", "training/plugin.py"}
 
 HEAVY = {
     *("torch", "axolotl", "mergekit", "lm_eval", "transformers", "datasets", "peft", "trl", "matplotlib", "pyarrow"),
-    *("sklearn", "sentence_transformers"),
+    *("sklearn", "sentence_transformers", "ray"),
 }
 # Where a tool may be imported at all: everything else works without it.
 HOMES = {
@@ -38,6 +38,7 @@ HOMES = {
     "matplotlib": ("report/",),
     "sklearn": ("disperse/",),
     "sentence_transformers": ("disperse/",),
+    "ray": ("run/",),
 }
 
 

@@ -15,6 +15,7 @@ import pytest
 from untax.errors import UntaxError
 from untax.run.engine import chain_lengths
 from untax.run.events import read_events
+from untax.run.lock import folder_lock
 from untax.run.resources import Needs
 
 
@@ -106,36 +107,49 @@ def test_interrupt_stops_the_whole_group_and_a_second_run_continues(tmp_path, ma
     with pytest.raises(KeyboardInterrupt):
         run_nodes(nodes)
     pid = int((tmp_path / "grandchild.pid").read_text())
-    deadline = time.time() + 10
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
-        assert time.time() < deadline, "the training went on after Ctrl-C"
-        time.sleep(0.05)
+    await_end(pid, "the training went on after Ctrl-C")
     said = run_nodes([nodes[0], make_node("slow", ["done"])])
     assert "done: finished before" in said
     assert order(tmp_path) == ["done", "slow"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends orphans on Linux only")
-def test_a_killed_runner_takes_its_commands_along(tmp_path, make_node):
-    make_node("a")
+def test_a_killed_runner_takes_its_commands_along(tmp_path):
+    """Those too that its commands have started, as `accelerate launch` starts ranks."""
+    command = (
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, file=open('pid.part', 'w'), flush=True)\n"
+        "import os; os.replace('pid.part', 'pid'); time.sleep(60)"
+    )
+    (tmp_path / "command.py").write_text(command)
     runner = (
         "import sys, time; from pathlib import Path\n"
         "from untax.recipes.graph import Node\n"
         "from untax.run.lock import folder_lock\n"
         "from untax.run.process import environment, start\n"
-        "node = Node('a', 'merge', (sys.executable, '-c', 'import time; time.sleep(60)'), ('outputs/a',))\n"
+        "node = Node('a', 'merge', (sys.executable, 'command.py'), ('outputs/a',))\n"
         "with folder_lock(Path('.untax/lock')) as lock:\n"
         "    running = start(node, Path('.'), variables=environment(1), pass_fds=(lock.fileno(),))\n"
+        "    while not Path('pid').exists(): time.sleep(0.02)\n"
         "    print(running.process.pid, flush=True)\n"
         "    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", runner], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        pid = int(process.stdout.readline())
+        pids = [int(process.stdout.readline()), int((tmp_path / "pid").read_text())]
         process.kill()
-    deadline = time.time() + 10
+    for pid in pids:
+        await_end(pid, "it outlived the runner")
+    with folder_lock(tmp_path / ".untax/lock"):
+        pass
+
+
+def await_end(pid: int, otherwise: str) -> None:
+    """A process that nobody waits for stays as a zombie, which is an end too."""
+    deadline = time.monotonic() + 10
     while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
-        assert time.time() < deadline, "the command outlived its runner"
+        assert time.monotonic() < deadline, otherwise
         time.sleep(0.05)
 
 
@@ -198,10 +212,7 @@ def test_what_a_failed_command_leaves_running_is_ended(tmp_path, make_node, run_
     with pytest.raises(UntaxError, match="exit code 1"):
         run_nodes([make_node("a", code=orphan)])
     pid = int((tmp_path / "orphan.pid").read_text())
-    deadline = time.time() + 10
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]:
-        assert time.time() < deadline, "it goes on writing into the folder"
-        time.sleep(0.05)
+    await_end(pid, "it goes on writing into the folder")
 
 
 def test_the_record_of_a_run(tmp_path, make_node, run_nodes):

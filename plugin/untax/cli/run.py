@@ -59,6 +59,13 @@ GIB = 2**30
     help="This machine, or a Ray cluster on a shared file system (docs/running.md).",
 )
 @click.option("--ray-address", metavar="ADDRESS", help="Of the Ray cluster (default: what RAY_ADDRESS or Ray finds).")
+@click.option(
+    "--ray-wait",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait so long for machines that nodes need and that have not joined the Ray cluster yet.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would run and why, and run nothing.")
 def command(
     folder: Path,
@@ -75,6 +82,7 @@ def command(
     on_finish: str | None,
     engine: str,
     ray_address: str | None,
+    ray_wait: float,
     dry_run: bool,
 ) -> None:
     """Run a run folder: disperse, train, merge and score what is not finished yet.
@@ -98,6 +106,7 @@ def command(
         on_finish=on_finish,
         engine=engine,
         ray_address=ray_address,
+        ray_wait=ray_wait,
     )
     if dry_run:
         _show_plan(folder, options)

@@ -50,6 +50,7 @@ class Options:
         warm: whether commands on the CPU may be forked from processes that have imported their packages.
         engine: ``local`` for this machine, ``ray`` for a cluster.
         ray_address: of the cluster; None for what Ray finds.
+        ray_wait: seconds to wait for machines that have not joined the cluster yet.
     """
 
     jobs: int | None = None
@@ -63,6 +64,7 @@ class Options:
     warm: bool = True
     engine: str = "local"
     ray_address: str | None = None
+    ray_wait: float = 0.0
 
 
 def run_folder(folder: Path, options: Options | None = None) -> list[Row] | None:
@@ -103,7 +105,7 @@ def _workers(
     if options.engine == "ray":
         from untax.run.ray_workers import RayWorkers
 
-        return RayWorkers(folder, limits, options.ray_address, needs=needs)
+        return RayWorkers(folder, limits, options.ray_address, needs=needs, wait=options.ray_wait)
     if not (options.warm and limits.cpu_only):
         return LocalWorkers(folder, limits, needs, lock)
     warm = WarmPool(folder, environment(limits.threads, cpu_only=True), pass_fds=(lock,))

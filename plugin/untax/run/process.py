@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from untax.errors import UntaxError
 from untax.files import plain_disk_errors
 from untax.recipes.graph import Node
+from untax.run.guard import Guard
 from untax.run.usage import Meter
 from untax.run.workers import Ended, log_path, progress_path
 
@@ -84,6 +85,7 @@ class LocalRunning:
     def __init__(self, node: Node, process: Process, log: Path, gpus: tuple[str, ...]):
         self.node, self.process, self.log, self.gpus = node, process, log, gpus
         self.meter = Meter(process.pid, gpus)
+        self._guard = Guard(process.pid)
         self.ended: Ended | None = None
 
     @property
@@ -102,6 +104,7 @@ class LocalRunning:
                 self.ended = Ended(code, self.meter.usage(rusage), problem=problem)
                 # What a killed command left behind of its group would go on writing into its folder.
                 signal_group(self.process.pid, signal.SIGKILL)
+                self._guard.release()
         return self.ended
 
 

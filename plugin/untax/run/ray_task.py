@@ -8,7 +8,6 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,13 +29,6 @@ SHARED_SECONDS = 15.0
 CLAIM_SECONDS = 150.0
 """How long a lost machine's training may hold its folder. An NFS server takes its lock back after 90 seconds."""
 DOWN_SECONDS = 5.0
-
-# Ends a command when its worker is gone in whatever way: the pipe then ends without a line. The command's own
-# parent-death signal reaches its first process only, and `accelerate launch` leaves its training behind on it.
-GUARD = """
-exec 3<&0
-( read -r line <&3 || { kill -s TERM -- "-$1"; sleep 10; kill -s KILL -- "-$1"; } ) >/dev/null 2>&1 &
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,32 +144,16 @@ def _await_claim(node: Node, folder: Path, cancelled: list[int]) -> None:
 def _attended(running: LocalRunning, cancelled: list[int]) -> Ended | None:
     """Watch a command until it ends or the task is cancelled; all its processes are gone then."""
     try:
-        with _guard(running.process.pid):
-            while (ended := running.poll()) is None and not cancelled:
-                time.sleep(POLL_SECONDS)
-            stop([running])
+        while (ended := running.poll()) is None and not cancelled:
+            time.sleep(POLL_SECONDS)
     finally:
-        stop([running])  # Where no guard could be had, too.
+        stop([running])
     if ended is not None and ended.code in (-signal.SIGTERM, -signal.SIGKILL):
         # A machine that goes down ends commands first. If it does, Ray starts the node again on another.
         deadline = time.monotonic() + DOWN_SECONDS
         while time.monotonic() < deadline and not cancelled:
             time.sleep(POLL_SECONDS)
     return ended
-
-
-@contextlib.contextmanager
-def _guard(group: int) -> Iterator[None]:
-    """As long as the block runs, the process group ends with this process."""
-    guard = subprocess.Popen(("/bin/sh", "-c", GUARD, "untax-guard", str(group)), stdin=subprocess.PIPE)
-    guard.wait()  # Only its background part stays, which Ray does not know for a child of the worker and kill.
-    try:
-        yield
-    finally:
-        assert guard.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            guard.stdin.write(b"\n")
-            guard.stdin.close()
 
 
 @contextlib.contextmanager
