@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := demo-run
+JOBS ?= 2
 export AXOLOTL_DO_NOT_TRACK := 1
 
 # A Python of the other Axolotl that untax supports: 0.21 where .venv has 0.19, and the other way round.
@@ -29,8 +30,8 @@ demo: $(READY)
 	$(BIN)/untax demo --out $(DEMO)
 
 test: $(READY)
-	@echo "== tests (the long ones: make test-slow)"
-	$(BIN)/python -m pytest
+	@echo "== tests, $(JOBS) at a time (the long ones: make test-slow)"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 
 test-slow: $(READY)
 	@echo "== all tests, the long ones too"
