@@ -9,6 +9,7 @@ from pathlib import Path
 
 from untax.errors import UntaxError
 from untax.recipes.graph import Node
+from untax.run.usage import nvml
 
 GIB = 2**30
 ON_GPU = ("train", "score", "fisher")
@@ -78,7 +79,7 @@ def check_gpus(nodes: Sequence[Node], resources: Resources) -> None:
     Raises:
         UntaxError: naming the nodes, and the GPUs that are there.
     """
-    there = max(1, len(resources.gpus))  # Without ids, commands find the one GPU by themselves.
+    there = len(resources.gpus) or int(_has_other_accelerator(resources))
     wanting = [node for node in nodes if node.kind in ON_GPU and node.gpus > there and not resources.cpu_only]
     if wanting:
         names, most = ", ".join(node.name for node in wanting), max(node.gpus for node in wanting)
@@ -86,8 +87,31 @@ def check_gpus(nodes: Sequence[Node], resources: Resources) -> None:
         raise UntaxError(
             f"{names}: {most} GPUs are wanted at once, and {len(resources.gpus) or 'none'}{ids} can be seen.",
             where="key gpus of untax.yaml, --gpus, CUDA_VISIBLE_DEVICES",
-            fix="Set gpus to what there is, or run this on a machine with more.",
+            fix="Set gpus to what there is, or run this on a machine with more; `device: cpu` leaves GPUs aside.",
         )
+    missing = [gpu for gpu in resources.gpus if gpu.isdigit() and int(gpu) >= (_driver_count() or int(gpu) + 1)]
+    if missing:
+        raise UntaxError(
+            f"There is no GPU {', '.join(missing)}: this machine has {_driver_count()}, counted from 0.",
+            where="--gpus, CUDA_VISIBLE_DEVICES",
+            fix="Name those that `nvidia-smi` lists. Nodes would compute on the CPU otherwise.",
+        )
+
+
+def _has_other_accelerator(resources: Resources) -> bool:
+    """Whether there is one that CUDA_VISIBLE_DEVICES does not number, which commands find by themselves."""
+    if resources.cpu_only:
+        return False
+    import torch
+
+    return bool(torch.accelerator.is_available())
+
+
+def _driver_count() -> int | None:
+    """How many GPUs NVIDIA's driver knows, or None where it cannot be asked."""
+    with nvml() as driver:
+        return int(driver.nvmlDeviceGetCount()) if driver else None
+    return None
 
 
 def resources(
@@ -108,8 +132,17 @@ def resources(
         threads: of each node.
         gpus: the ids to use; those that can be seen by default.
         memory: bytes of main memory to use; nine tenths of what there is by default.
+
+    Raises:
+        UntaxError: GPUs are named for a recipe that leaves them aside.
     """
     cores, most = _cores(), memory or _memory() * 9 // 10
+    if device != "cuda" and gpus is not None:
+        raise UntaxError(
+            f"GPUs {', '.join(gpus)} are named, and this recipe is one for the CPU.",
+            where="--gpus, key device of untax.yaml",
+            fix="Leave --gpus out, or set `device: cuda` and write the YAMLs again (untax recipe --from untax.yaml).",
+        )
     if device != "cuda":
         threads = threads or 1
         return Resources(jobs or max(1, cores // threads), threads, cpu_only=True, memory=most, at_most=jobs or 0)

@@ -65,16 +65,16 @@ class GpuMeter:
     def __init__(self, gpus: Sequence[str]):
         self.peak: int | None = None
         self._handles: list[Any] = []
-        with _nvml() as nvml:
-            if nvml:
-                self._handles = [_handle(nvml, gpu) for gpu in gpus]
+        with nvml() as driver:
+            if driver:
+                self._handles = [_handle(driver, gpu) for gpu in gpus]
         self._at_start = self._joules()
 
     def sample(self) -> None:
         """Look at the memory that is taken now."""
-        with _nvml() as nvml:
-            if nvml and self._handles:
-                used = sum(int(nvml.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles)
+        with nvml() as driver:
+            if driver and self._handles:
+                used = sum(int(driver.nvmlDeviceGetMemoryInfo(handle).used) for handle in self._handles)
                 self.peak = max(self.peak or 0, used)
 
     def energy(self) -> float | None:
@@ -83,14 +83,14 @@ class GpuMeter:
         return None if now is None or self._at_start is None else round(now - self._at_start, 3)
 
     def _joules(self) -> float | None:
-        with _nvml() as nvml:
-            if nvml and self._handles:
-                return sum(nvml.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles) / 1000
+        with nvml() as driver:
+            if driver and self._handles:
+                return sum(driver.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in self._handles) / 1000
         return None
 
 
 @contextlib.contextmanager
-def _nvml() -> Iterator[Any]:
+def nvml() -> Iterator[Any]:
     """NVIDIA's library, or None without it; what it refuses inside the block is passed over."""
     try:
         import pynvml
@@ -110,10 +110,10 @@ def _nvml() -> Iterator[Any]:
             pynvml.nvmlShutdown()
 
 
-def _handle(nvml: Any, gpu: str) -> Any:
+def _handle(driver: Any, gpu: str) -> Any:
     if gpu.isdigit():
-        return nvml.nvmlDeviceGetHandleByIndex(int(gpu))
-    return nvml.nvmlDeviceGetHandleByUUID(gpu)
+        return driver.nvmlDeviceGetHandleByIndex(int(gpu))
+    return driver.nvmlDeviceGetHandleByUUID(gpu)
 
 
 def _resident(pid: int) -> int:
