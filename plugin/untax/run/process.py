@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import shlex
 import shutil
@@ -20,6 +21,7 @@ from untax.errors import UntaxError
 from untax.files import plain_disk_errors
 from untax.recipes.graph import Node
 from untax.run.guard import Guard
+from untax.run.orphans import VARIABLE, kill_members
 from untax.run.usage import Meter
 from untax.run.workers import Ended, log_path, progress_path
 
@@ -76,14 +78,15 @@ class LocalRunning:
         node: the node.
         log: where its output goes.
         gpus: the ids of its GPUs.
+        progress: the file in which it tells its progress, by which processes in other groups are known for its own.
         where: empty, which means this machine.
         ended: its end, once somebody has polled it.
     """
 
     where = ""
 
-    def __init__(self, node: Node, process: Process, log: Path, gpus: tuple[str, ...]):
-        self.node, self.process, self.log, self.gpus = node, process, log, gpus
+    def __init__(self, node: Node, process: Process, log: Path, gpus: tuple[str, ...], progress: str | None = None):
+        self.node, self.process, self.log, self.gpus, self.progress = node, process, log, gpus, progress
         self.meter = Meter(process.pid, gpus)
         self._guard = Guard(process.pid)
         self.ended: Ended | None = None
@@ -104,6 +107,8 @@ class LocalRunning:
                 self.ended = Ended(code, self.meter.usage(rusage), problem=problem)
                 # What a killed command left behind of its group would go on writing into its folder.
                 signal_group(self.process.pid, signal.SIGKILL)
+                if self.progress:
+                    kill_members(self.progress)
                 self._guard.release()
         return self.ended
 
@@ -151,7 +156,7 @@ def start(
     log, variables = open_log(node, folder, variables)
     forked = forks.start(node, log=log, variables=variables) if forks else None
     process = forked or _spawn(node, folder, log, variables, pass_fds)
-    return LocalRunning(node, process, log, gpus)
+    return LocalRunning(node, process, log, gpus, variables[VARIABLE])
 
 
 def _spawn(node: Node, folder: Path, log: Path, variables: dict[str, str], pass_fds: Sequence[int]) -> Child:
@@ -165,7 +170,7 @@ def _spawn(node: Node, folder: Path, log: Path, variables: dict[str, str], pass_
             env=variables,
             start_new_session=True,
             pass_fds=tuple(pass_fds),
-            preexec_fn=end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=functools.partial(end_with_parent, os.getpid()) if sys.platform == "linux" else None,
         )
     return Child(process)
 
@@ -183,7 +188,7 @@ def open_log(node: Node, folder: Path, variables: dict[str, str]) -> tuple[Path,
             log.replace(log.with_name(f"{log.name}.1"))
         progress.unlink(missing_ok=True)
         log.write_text(f"$ {shlex.join(node.command)}\n", encoding="utf-8")
-    return log, {**variables, "UNTAX_PROGRESS": str(progress.resolve())}
+    return log, {**variables, VARIABLE: str(progress.resolve())}
 
 
 def program(node: Node, variables: dict[str, str]) -> str:
@@ -235,6 +240,8 @@ def signal_group(pid: int, number: int) -> None:
         os.killpg(pid, number)
 
 
-def end_with_parent() -> None:
-    """Have the kernel stop this process when the runner dies, even by SIGKILL."""
+def end_with_parent(parent: int | None = None) -> None:
+    """Have the kernel stop this process when the runner, ``parent``, dies, even by SIGKILL and even before this."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
