@@ -16,6 +16,8 @@ from untax.demo.demo import BUNDLE, demo_spec
 from untax.recipes.spec import RunSpec, check_spec
 from untax.recipes.write import write_run_folder
 
+from .fault_folder import make_fault_folder, untax_run
+
 UNTAX = Path(sys.executable).parent / "untax"
 
 
@@ -66,6 +68,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder that ran through undisturbed."""
     folder = _make_run_folder(tmp_path_factory.mktemp("finished") / "run", suite="demo")
     _untax("run", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the tests of faults, run through without any."""
+    folder = make_fault_folder(tmp_path_factory.mktemp("undisturbed") / "run")
+    untax_run(folder)
     return folder
 
 
