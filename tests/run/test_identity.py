@@ -110,7 +110,7 @@ def test_all_that_the_yaml_names_is_known(run: Path):
     [
         "# a comment\n" + yaml.safe_dump(CONFIG),
         yaml.safe_dump(CONFIG, sort_keys=False, default_style='"').replace('"0.0001"', "1e-4"),
-        json.dumps({**CONFIG, "seed": None}),
+        json.dumps(CONFIG),
         yaml.safe_dump({**CONFIG, "dataset_prepared_path": "elsewhere"}),
     ],
 )
@@ -155,6 +155,19 @@ def test_what_a_yaml_says_is_a_reason(run: Path, change: Edit, reason: str):
 def test_the_content_of_an_input_is_a_reason(run: Path, file: str, name: str):
     (run / file).write_text((run / file).read_text() + "\n")
     assert unfinished(TRAIN, run, None) == f"outputs/sft: {name} was changed"
+
+
+def test_files_that_a_pattern_names_are_inputs(run: Path, monkeypatch: pytest.MonkeyPatch):
+    config = {**CONFIG, "datasets": [{"path": "json", "type": "alpaca", "data_files": "parts/*.jsonl"}]}
+    monkeypatch.chdir(run)
+    for name in ("parts/a.jsonl", "parts/b.jsonl"):
+        write_jsonl(Path(name), sft_rows(2))
+    (run / "sft.yaml").write_text(yaml.safe_dump(config))
+    adapter(config)
+    monkeypatch.chdir("/")
+    assert unfinished(TRAIN, run, None) is None
+    write_jsonl(run / "parts/b.jsonl", sft_rows(3))
+    assert unfinished(TRAIN, run, None) == "outputs/sft: datasets/json:parts/*.jsonl was changed"
 
 
 def test_where_inputs_lie_is_no_reason(run: Path):
@@ -357,4 +370,6 @@ def test_differences_are_none_with_oneself_and_named_otherwise():
     assert differences(asked, asked) == []
     assert differences(asked, Asked({**CONFIG, "base_model": "other"}, {"base": "c" * 64})) == ["base_model"]
     assert differences(Asked({}, {}), Asked({"seed": 1}, {})) == ["seed"]
+    # Axolotl does not shuffle then, and does by default.
+    assert differences(Asked({}), Asked({"shuffle_merged_datasets": None})) == ["shuffle_merged_datasets"]
     assert not judge_training(Asked({"base_model": "org/base"}), {"base_model": "org/base"}, Path("/nowhere")).changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -265,9 +266,20 @@ def local_identity(entry: Mapping[str, Any]) -> str | None:
         return digest_file(path)
     if path.is_dir():
         return digest_files(path, ["**/*"])
-    files = [Path(name) for name in _named_files(entry.get("data_files"))]
+    files = [file for name in _named_files(entry.get("data_files")) for file in _matching(name)]
     # With `path: json`, say, the files are the dataset.
     return digest_json([digest_file(file) for file in files]) if files and all(map(Path.is_file, files)) else None
+
+
+def _matching(name: str) -> list[Path]:
+    """The files that a name of ``data_files`` stands for, which may be a pattern; the name where there is none."""
+    matching = sorted(map(Path, glob.glob(name, recursive=True))) if is_pattern(name) else []
+    return [path for path in matching if path.is_file()] or [Path(name)]
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name of ``data_files`` is a pattern for names of local files."""
+    return "://" not in name and glob.has_magic(name)
 
 
 def _named_files(data_files: Any) -> list[str]:

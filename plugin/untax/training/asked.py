@@ -44,13 +44,15 @@ class Asked:
 
 
 def plain(value: Any) -> Any:
-    """A YAML's value as JSON that is equal for what Axolotl takes for the same; keys without a value are left out.
+    """A YAML's value as JSON that is equal for what Axolotl takes for the same.
 
-    >>> plain({"learning_rate": "1e-4", "seed": None}) == plain({"learning_rate": 0.0001})
+    Keys without a value stay: for those that are missing Axolotl has a default, such as ``bf16: auto``, for these none.
+
+    >>> plain({"learning_rate": "1e-4"}) == plain({"learning_rate": 0.0001})
     True
     """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items() if item is not None}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, str) and _EXPONENT.fullmatch(value):
@@ -89,7 +91,7 @@ def _differing(
             known = name != "tokenizer" or None not in pair
             if known and not _same_input((old, new), pair, needed=key in FILE_KEYS):
                 yield name if old == new else key
-    elif old != new:
+    elif old != new or (key in before) != (key in now):
         yield key
 
 
@@ -115,7 +117,7 @@ def _entries(key: str, value: Any) -> list[dict[str, Any]] | None:
 
 def _besides_place(entry: Mapping[str, Any]) -> dict[str, Any]:
     places = ("path", "data_files") if entry.get("path") in LOADERS else ("path",)
-    return {name: value for name, value in entry.items() if name not in places}
+    return {name: value for name, value in entry.items() if name not in places and value is not None}
 
 
 def _same_input(names: tuple[Any, Any], digests: tuple[str | None, str | None], *, needed: bool = False) -> bool:

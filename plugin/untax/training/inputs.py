@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from untax.data.corpus import identity
+from untax.data.corpus import identity, is_pattern
 from untax.data.streamed import pretraining_entries
 from untax.manifest import digest_file, digest_files, digest_model
 
@@ -113,7 +114,10 @@ def local_path(value: Any, folder: Path) -> Path | None:
 
 
 def _placed(name: Any, folder: Path) -> str:
-    return str(local_path(name, folder) or name)
+    found = local_path(name, folder)
+    if found is None and is_pattern(str(name)) and not Path(str(name)).is_absolute():
+        return f"{glob.escape(str(folder))}/{name}"
+    return str(found or name)
 
 
 def _texts(value: Any) -> list[str]:
