@@ -55,6 +55,25 @@ def test_leftovers_without_weights_are_removed(tmp_path, make_node):
     assert aside(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "file", ["pytorch_model_fsdp_0/__0_0.distcp", "global_step10/mp_rank_00_model_states.pt", "pytorch_model.bin"]
+)
+def test_checkpoints_of_every_kind_are_weights(tmp_path, make_node, file):
+    weights = tmp_path / "outputs/sft/checkpoint-10" / file
+    weights.parent.mkdir(parents=True)
+    weights.write_text("weights")
+    make_room(as_training(make_node("sft")), tmp_path)
+    assert aside(tmp_path) == [f".untax/replaced/sft-1/checkpoint-10/{file}"]
+
+
+def test_weights_that_are_not_the_merges_own_are_set_aside_with_it(tmp_path, make_node):
+    node, out = make_node("average"), tmp_path / "outputs/average"
+    finished(out, "model.safetensors")
+    (out / "model-q4.gguf").write_text("quantised by hand")
+    make_room(node, tmp_path)
+    assert ".untax/replaced/average-1/model-q4.gguf" in aside(tmp_path)
+
+
 def test_a_merge_of_ours_is_removed_and_anything_else_is_set_aside(tmp_path, make_node):
     node, out = make_node("average"), tmp_path / "outputs/average"
     finished(out, "model.safetensors")

@@ -52,7 +52,19 @@ def test_only_broken_checkpoints_are_removed(checkpoint: Path):
     shutil.copytree(checkpoint, later)
     (later / "trainer_state.json").unlink()
     (checkpoint.parent / "notes").mkdir()
+    # Somebody's own copy, which no training goes on from.
+    (checkpoint.parent / "checkpoint-best").mkdir()
     assert remove_unfinished(checkpoint.parent) == [later]
     assert checkpoint.is_dir()
     assert (checkpoint.parent / "notes").is_dir()
+    assert (checkpoint.parent / "checkpoint-best").is_dir()
     assert not later.exists()
+
+
+def test_formats_that_are_not_known_are_not_judged(checkpoint: Path):
+    torch.save(torch.ones(3), checkpoint / "extra.pt", _use_new_zipfile_serialization=False)
+    (checkpoint / "global_step10").mkdir()
+    (checkpoint / "pytorch_model.bin").mkdir()
+    assert unfinished(checkpoint) is None
+    (checkpoint / "optimizer.pt").write_bytes(bytes((checkpoint / "optimizer.pt").stat().st_size))
+    assert unfinished(checkpoint) == "optimizer.pt is cut"

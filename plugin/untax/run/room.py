@@ -17,6 +17,9 @@ from untax.run.workers import STATE
 from untax.training.checkpoints import remove_unfinished
 from untax.training.started import is_claimed, started_with
 
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf")
+"""What models and checkpoints are kept in: by Transformers, DeepSpeed, FSDP and llama.cpp."""
+
 
 def make_room(node: Node, folder: Path) -> None:
     """Clear the way for a node's outputs. What can be made again is removed; anything else is set aside, never deleted.
@@ -65,18 +68,19 @@ def _continues(node: Node, output: Path, folder: Path) -> bool:
 
 
 def _made_again(node: Node, output: Path) -> bool:
-    """Whether nothing is lost with a folder: untax made it from what is still here, or it holds no weights."""
-    if output.is_symlink():
+    """Whether nothing is lost with a folder: untax made all weights in it from what is still here, or it has none."""
+    if output.is_symlink() or not output.is_dir():
         return False
+    weights = {path.relative_to(output).as_posix() for path in output.rglob("*") if path.suffix in WEIGHTS}
     if node.kind == "train":
-        return not any(output.rglob("*.safetensors"))
+        return not weights
     try:
         manifest = read_manifest(output, manifest_name(node))
     except UntaxError:
         return False
     if manifest is not None and node.kind in ("replay", "fisher"):
         return {path.name for path in output.iterdir()} <= {*manifest["outputs"], manifest_name(node)}
-    return manifest is not None
+    return manifest is not None and weights <= manifest["outputs"].keys()
 
 
 def _set_aside(node: Node, output: Path, folder: Path) -> None:

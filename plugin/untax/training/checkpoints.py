@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import zipfile
@@ -12,13 +13,17 @@ STATE_NAME = "trainer_state.json"
 """What the trainer writes last into a checkpoint."""
 HEADER_MOST = 100_000_000
 """The most bytes that safetensors allows for its header."""
+_NAME = re.compile(r"checkpoint-\d+")
+_ARCHIVE = b"PK\x03\x04"
 
 
 def remove_unfinished(output_dir: Path) -> list[Path]:
     """Remove the checkpoints of an interrupted training that nothing can go on from, and return them."""
-    broken = [folder for folder in output_dir.glob("checkpoint-*") if folder.is_dir() and unfinished(folder)]
+    # Others, such as `checkpoint-best`, are no trainer's, which never goes on from them.
+    broken = [folder for folder in output_dir.glob("checkpoint-*") if _NAME.fullmatch(folder.name)]
+    broken = [folder for folder in broken if folder.is_dir() and unfinished(folder)]
     for folder in broken:
-        shutil.rmtree(folder)
+        folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
     return broken
 
 
@@ -38,9 +43,19 @@ def unfinished(checkpoint: Path) -> str | None:
     for file in sorted(checkpoint.iterdir()):
         if file.suffix == ".safetensors" and not _is_whole_safetensors(file):
             return f"{file.name} is cut"
-        if file.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(file):
+        if file.suffix in (".pt", ".pth", ".bin") and file.is_file() and _is_cut_archive(file):
             return f"{file.name} is cut"
     return None
+
+
+def _is_cut_archive(file: Path) -> bool:
+    """Whether the file begins as what ``torch.save`` writes, or not at all, and does not end as that; of files in any
+    other format, its own before version 1.6 included, nothing is known.
+    """
+    with file.open("rb") as handle:
+        begins = handle.read(len(_ARCHIVE))
+    begun = _ARCHIVE.startswith(begins) or not any(begins)  # After a power cut a file may be zeros.
+    return begun and not zipfile.is_zipfile(file)
 
 
 def _is_whole_safetensors(file: Path) -> bool:
