@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -49,6 +50,24 @@ def test_longest_chain_starts_first(tmp_path, make_node, run_nodes):
     assert lengths["start"] > lengths["middle"] > lengths["end"] == lengths["alone"]
     run_nodes(nodes, jobs=1)
     assert order(tmp_path)[0] == "start"
+
+
+@pytest.mark.parametrize("refused", ["untax.run.process.Guard", "untax.run.engine.unfinished"])
+def test_what_the_system_refuses_one_node_stops_no_other(tmp_path, make_node, run_nodes, monkeypatch, refused):
+    module, name = refused.rsplit(".", 1)
+    real, calls = getattr(sys.modules[module], name), []
+
+    def first_is_refused(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(refused, first_is_refused)
+    with pytest.raises(UntaxError, match=r"(?s)These nodes failed:.*a: .*temporarily unavailable") as error:
+        run_nodes([make_node("a"), make_node("b")], jobs=1)
+    assert "b:" not in error.value.problem
+    assert order(tmp_path)[-1] == "b"
 
 
 def test_several_at_a_time(tmp_path, make_node, run_nodes):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from untax.errors import UntaxError
+from untax.files import disk_error
 from untax.recipes.graph import Node
 from untax.run.done import unfinished
 from untax.run.events import Events
@@ -94,7 +95,9 @@ class Engine:
             return self._finished_before(node) or self._start(node)
         except UntaxError as error:
             self._fail(node, None, str(error))
-            return True
+        except OSError as error:  # No process left, or a file that must not be read: the others go on.
+            self._fail(node, None, self._refused(error))
+        return True
 
     def _finished_before(self, node: Node) -> bool:
         """Whether the node is done; found out once, when what it needs is there."""
@@ -146,9 +149,14 @@ class Engine:
         """Why an ended node counts as failed: its end, or a manifest that does not prove its work."""
         if ended.problem or ended.code != 0:
             return f"{why(ended, running.log)}; log: {running.log}"
-        # Whatever the versions: it was made just now.
-        reason = unfinished(running.node, self.folder, self.suite)
+        try:  # Whatever the versions: it was made just now.
+            reason = unfinished(running.node, self.folder, self.suite)
+        except OSError as error:
+            reason = self._refused(error)
         return None if reason is None else f"ended well, but {reason}; log: {running.log}"
+
+    def _refused(self, error: OSError) -> str:
+        return str(disk_error(error, Path(error.filename or self.folder)))
 
     def _fail(self, node: Node, ended: Ended | None, reason: str, running: Running | None = None) -> None:
         self.failed[node.name] = reason

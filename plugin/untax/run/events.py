@@ -38,7 +38,7 @@ class Events:
         try:
             with self.path.open("ab") as handle:
                 # What a killed runner or a full disk cut off must not swallow this line.
-                handle.write(("" if _ends_a_line(self.path) else "\n").encode() + line.encode())
+                handle.write(("" if _ends_a_line(self.path) else "\n").encode() + line.encode("utf-8", "replace"))
         except OSError as error:
             self.problem = error.strerror or str(error)
 

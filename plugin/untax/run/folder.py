@@ -140,7 +140,7 @@ def selected(expanded: Plan, folder: Path, spec: RunSpec, options: Options) -> t
 
 def _run(engine: Engine, command: str | None) -> None:
     """Run the engine, with a first and a last line in the record, and the user's command at the end."""
-    status, started = "interrupted", time.monotonic()
+    status, started = "failed", time.monotonic()
     engine.events.write(
         "run-started",
         untax=__version__,
@@ -151,11 +151,10 @@ def _run(engine: Engine, command: str | None) -> None:
     try:
         engine.run()
         status = "done"
-    except UntaxError:
-        status = "failed"
+    except (KeyboardInterrupt, SystemExit):
+        status = "interrupted"
         raise
     except OSError as error:
-        status = "failed"
         raise disk_error(error, Path(error.filename or engine.folder)) from error
     finally:
         engine.workers.close()

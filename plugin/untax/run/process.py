@@ -156,7 +156,11 @@ def start(
     log, variables = open_log(node, folder, variables)
     forked = forks.start(node, log=log, variables=variables) if forks else None
     process = forked or _spawn(node, folder, log, variables, pass_fds)
-    return LocalRunning(node, process, log, gpus, variables[VARIABLE])
+    try:
+        return LocalRunning(node, process, log, gpus, variables[VARIABLE])
+    except BaseException:  # No process left for its guard, say: nobody would know of the command.
+        signal_group(process.pid, signal.SIGKILL)
+        raise
 
 
 def _spawn(node: Node, folder: Path, log: Path, variables: dict[str, str], pass_fds: Sequence[int]) -> Child:
