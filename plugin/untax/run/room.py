@@ -45,7 +45,8 @@ def make_room(node: Node, folder: Path) -> None:
 
 def _remove_parts(output: Path) -> None:
     """Remove what killed commands were about to put there (``untax.files``): each may be as large as the model."""
-    for part in output.parent.glob(f".{glob.escape(output.name)}.*.part"):
+    # As long as `tempfile` makes them: `*` would take what `average-2.5` is being made of for a part of `average-2`.
+    for part in output.parent.glob(f".{glob.escape(output.name)}.{'?' * 8}.part"):
         with plain_disk_errors(part):
             shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
 
