@@ -24,8 +24,10 @@ def test_a_machine_dies_and_the_weights_are_those_of_the_local_engine(finished, 
     with machines() as cluster:
         cluster.add()
         cluster.add()
-        command = [UNTAX, "run", folder, "--engine", "ray", "--ray-address", cluster.address]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True) as runner:
+        command = [UNTAX, "run", folder.name, "--engine", "ray", "--ray-address", cluster.address]
+        with subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+        ) as runner:
             until(lambda: log.exists() and "Starting trainer" in log.read_text(), "nothing was trained", 240)
             cluster.kill(cluster.machine_of(read_place(place)[1]["pid"]))
             said, _ = runner.communicate(timeout=600)

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from untax.errors import UntaxError
-from untax.run.engine import chain_lengths
-from untax.run.events import read_events
+from untax.run.engine import Engine, chain_lengths
+from untax.run.events import Events, read_events
+from untax.run.local import LocalWorkers
 from untax.run.lock import folder_lock
-from untax.run.resources import Needs
+from untax.run.resources import Needs, Resources
+from untax.run.screen import Screen
 
 
 def order(folder: Path) -> list[str]:
@@ -250,3 +252,12 @@ def test_the_record_of_a_run(tmp_path, make_node, run_nodes):
     assert ended["log"] == ".untax/logs/a.log"
     assert (tmp_path / ended["log"]).read_text().startswith("$ ")
     assert (tmp_path / ".untax/logs/b.log.1").exists(), "the log of the attempt before is kept"
+
+
+def test_logs_are_recorded_from_the_folder_on_however_that_is_named(tmp_path, make_node, monkeypatch):
+    monkeypatch.chdir(tmp_path.parent)
+    folder, nodes = Path(tmp_path.name), [make_node("a")]
+    # Workers on other machines, as Ray's, know the folder by its absolute path.
+    with Screen(nodes, folder) as screen:
+        Engine(nodes, folder, None, LocalWorkers(tmp_path, Resources(1, 1)), screen, Events(folder)).run()
+    assert [event["log"] for event in read_events(folder) if event["event"] == "node-ended"] == [".untax/logs/a.log"]

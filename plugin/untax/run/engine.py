@@ -19,7 +19,7 @@ from untax.run.events import Events
 from untax.run.judge import why
 from untax.run.screen import Screen
 from untax.run.tokens import trained_tokens
-from untax.run.workers import Ended, Running, Workers
+from untax.run.workers import Ended, Running, Workers, log_path
 
 POLL_SECONDS = 0.1
 # Relative lengths, for the order only: a training dwarfs a merge.
@@ -182,7 +182,7 @@ class Engine:
             gpus=list(running.gpus),
             where=running.where,
             attempts=ended.attempts,
-            log=str(running.log.relative_to(self.folder)),
+            log=str(log_path(Path(), running.node)),
         )
 
     def _stop(self) -> None:
