@@ -109,6 +109,18 @@ def test_checkpoints_are_continued_only_by_the_yaml_that_made_them(tmp_path, mak
     assert ".untax/replaced/sft-1/checkpoint-10/adapter_model.safetensors" in aside(tmp_path)
 
 
+def test_checkpoints_without_the_optimizer_are_not_continued(tmp_path, make_node):
+    node, out = make_node("sft"), tmp_path / "outputs/sft"
+    (tmp_path / "configs/sft.yaml").write_text("save_only_model: true\n")
+    (out / "checkpoint-10").mkdir(parents=True)
+    save_file({"weight": np.ones(3)}, out / "checkpoint-10/adapter_model.safetensors")
+    (out / "checkpoint-10/trainer_state.json").write_text('{"global_step": 10}')
+    begun = {"config": digest_file(tmp_path / "configs/sft.yaml"), "inputs": {}}
+    (out / ".untax-started.json").write_text(json.dumps(begun))
+    make_room(as_training(node), tmp_path)
+    assert ".untax/replaced/sft-1/checkpoint-10/adapter_model.safetensors" in aside(tmp_path)
+
+
 def test_a_folder_that_another_process_trains_into_is_left_alone(tmp_path, make_node):
     from untax.training import started
 

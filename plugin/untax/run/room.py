@@ -14,6 +14,7 @@ from untax.manifest import MANIFEST_NAME, read_manifest
 from untax.recipes.graph import Node
 from untax.run.done import begun_otherwise, manifest_name
 from untax.run.workers import STATE
+from untax.run.yamls import read_yaml
 from untax.training.checkpoints import remove_unfinished
 from untax.training.started import is_claimed, started_with
 
@@ -64,6 +65,8 @@ def _continues(node: Node, output: Path, folder: Path) -> bool:
         return False
     if begun_otherwise(begun, Path(str(node.config)), folder) is not None:
         return False
+    if read_yaml(folder / str(node.config)).get("save_only_model"):
+        return False  # Without the optimizer's state the trainer goes on too, to other weights.
     remove_unfinished(output)
     return any(output.glob("checkpoint-*"))
 
