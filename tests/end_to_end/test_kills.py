@@ -102,10 +102,10 @@ def is_free(folder: Path) -> None:
 def kills(count: int, seed: int, undisturbed: Path, tmp_path: Path) -> None:
     """Kill run after run of a folder until it gets to its end, and begin another one, so many times."""
     moments = random.Random(seed)
-    whole, folder, hits = duration(undisturbed), None, 0
+    whole, folder, hits, folders = duration(undisturbed), None, 0, 0
     while hits < count or folder is not None:
         if folder is None:
-            folder = make_fault_folder(tmp_path / f"run-{hits}")
+            folder, folders = make_fault_folder(tmp_path / f"run-{folders}"), folders + 1
         if hits == count:
             completes(folder, undisturbed)
             return
