@@ -280,7 +280,6 @@ def test_a_failed_node_says_why_and_how_to_repeat_it(undisturbed: Path, tmp_path
     assert again == f"cd '{folder}' && axolotl train recipes/sft.yaml --launcher python"
 
     typed = {**os.environ, "PATH": f"{UNTAX.parent}:{os.environ['PATH']}"}
-    assert subprocess.run(again, shell=True, env=typed, check=False, capture_output=True).returncode != 0
     (folder / "recipes/sft.yaml").write_text(text)
     done = subprocess.run(again, shell=True, env=typed, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
