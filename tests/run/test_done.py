@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,11 @@ import pytest
 
 from untax.demo.demo import BUNDLE
 from untax.errors import UntaxError
-from untax.manifest import NOT_READ, digest_file, digest_model
-from untax.run.done import input_digest, stale_inputs
+from untax.evaluate.score import TOKENIZER
+from untax.evaluate.suites import suite_digest
+from untax.manifest import NOT_READ, digest_file, digest_files, digest_model, write_manifest
+from untax.recipes.graph import Node
+from untax.run.done import anew, input_digest, stale_inputs, unfinished, version_changes
 from untax.run.yamls import read_yaml
 
 
@@ -75,3 +79,30 @@ def test_files_of_statistics_and_bases_that_were_not_read(tmp_path: Path):
     assert stale_inputs(recorded, {"base_model": "base"}, tmp_path) == []
     (tmp_path / "f.safetensors").write_bytes(b"two")
     assert stale_inputs(recorded, {"base_model": "base"}, tmp_path) == ["f.safetensors"]
+
+
+def test_other_versions_of_scores_are_seen_and_scored_anew_only_if_asked_for(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, suite, results = Path("base"), "demo", Path("results/base")
+    shutil.copytree(BUNDLE / "base", model)
+    results.mkdir(parents=True)
+    (results / "demo.json").write_text("{}")
+    inputs = {
+        "model": digest_model(model),
+        "tokenizer": digest_files(model, TOKENIZER),
+        "suite": suite_digest(suite),
+        "limit": None,
+    }
+    write_manifest(results, what="results", outputs=["demo.json"], started=0.0, name="demo.untax.json", inputs=inputs)
+    command = ("untax", "eval", "base", "--suite", suite)
+    node = Node("score-base", "score", command, (str(results),), models=("base",))
+    assert unfinished(node, tmp_path, suite, rerun_on_version=True) is None
+    manifest = json.loads((results / "demo.untax.json").read_text())
+    manifest["versions"]["lm_eval"] = "0.1"
+    (results / "demo.untax.json").write_text(json.dumps(manifest))
+    assert version_changes(node, tmp_path)["lm_eval"][0] == "0.1"
+    assert unfinished(node, tmp_path, suite) is None
+    assert "made with lm_eval 0.1" in str(unfinished(node, tmp_path, suite, rerun_on_version=True))
+    assert anew(node, tmp_path, suite).command == (*command, "--force")  # else `untax eval` keeps what it finds
+    (results / "demo.json").write_text("changed")
+    assert anew(node, tmp_path, suite) == node

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from untax.training.inputs import BASE, PATH_KEYS
 from untax.training.started import asked_by
 
 __all__ = [
+    "anew",
     "awaits_rows",
     "begun_otherwise",
     "input_digest",
@@ -53,6 +55,15 @@ def unfinished(node: Node, folder: Path, suite: str | None, *, rerun_on_version:
         if reason:
             return f"{output}: {reason}"
     return version_reason(version_changes(node, folder)) if rerun_on_version else None
+
+
+def anew(node: Node, folder: Path, suite: str | None) -> Node:
+    """The node as it has to be typed: with ``--force`` if nothing but versions is a reason, for `untax eval` keeps
+    scores of the same weights.
+    """
+    if node.kind != "score" or unfinished(node, folder, suite) is not None:
+        return node
+    return replace(node, command=(*node.command, "--force"))
 
 
 def version_changes(node: Node, folder: Path) -> dict[str, tuple[str, str]]:

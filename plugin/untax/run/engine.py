@@ -14,10 +14,11 @@ from typing import Any
 from untax.errors import UntaxError
 from untax.files import disk_error
 from untax.recipes.graph import Node
-from untax.run.done import unfinished
+from untax.run.done import anew, unfinished
 from untax.run.events import Events
 from untax.run.judge import why
 from untax.run.screen import Screen
+from untax.run.todo import Due
 from untax.run.tokens import trained_tokens
 from untax.run.workers import Ended, Running, Workers, log_path
 
@@ -50,7 +51,7 @@ class Engine:
     keep_going: bool = True
     rerun_on_version: bool = False
     done: set[str] = field(default_factory=set)
-    due: dict[str, str] = field(default_factory=dict)
+    due: dict[str, Due] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     running: list[Running] = field(default_factory=list)
 
@@ -108,24 +109,25 @@ class Engine:
                 self.screen.kept(node)
                 self.events.write("node-kept", node=node.name, kind=node.kind)
                 return True
-            self.due[node.name] = reason
+            self.due[node.name] = Due(anew(node, self.folder, self.suite), reason)
         return False
 
     def _unfinished(self, node: Node) -> str | None:
         return unfinished(node, self.folder, self.suite, rerun_on_version=self.rerun_on_version)
 
     def _start(self, node: Node) -> bool:
-        running = self.workers.start(node)
+        due = self.due[node.name]
+        running = self.workers.start(due.node)
         if running is None:
             return False
         self.running.append(running)
-        self.screen.started(node, self.due[node.name])
+        self.screen.started(due.node, due.reason)
         self.events.write(
             "node-started",
             node=node.name,
             kind=node.kind,
-            command=list(node.command),
-            reason=self.due[node.name],
+            command=list(due.node.command),
+            reason=due.reason,
             gpus=list(running.gpus),
         )
         return True

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from untax.recipes.graph import Node, Plan
-from untax.run.done import awaits_rows, unfinished
+from untax.run.done import anew, awaits_rows, unfinished
 from untax.run.reads import as_read
 
 
@@ -35,7 +35,7 @@ def todo(expanded: Plan, folder: Path, suite: str | None, *, rerun_on_version: b
         if reason and waits and awaits_rows(node, folder):
             due[node.name] = Due(node, f"after {', '.join(waits)}, if its rows change", certain=False)
         elif reason:
-            due[node.name] = Due(node, reason)
+            due[node.name] = Due(anew(node, folder, suite), reason)
         elif waits:
             due[node.name] = Due(node, f"if {' or '.join(waits)} changes what it reads", certain=False)
     return list(due.values())
