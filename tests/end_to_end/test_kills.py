@@ -70,15 +70,15 @@ def strike(folder: Path, seconds: float, victim: str) -> str | None:
             time.sleep(0.02)
         if victim == "runner":
             runner.kill()
-            if runner.wait() != -signal.SIGKILL:
-                return None
+            assert runner.wait() in (-signal.SIGKILL, 0), said(folder)
             wait_until_gone(folder)
-            return victim
+            return victim if runner.wait() else None
         find = {"training": lambda: a_training(folder), "warm process": lambda: warm_process(folder, runner.pid)}[
             victim
         ]
         found = wait_for(lambda: runner.poll() is not None or find(), victim)
         if runner.poll() is not None:
+            assert runner.poll() == 0, said(folder)
             return None
         name, pid = found
         kill(pid)
