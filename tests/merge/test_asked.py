@@ -94,3 +94,15 @@ def test_of_hub_models_the_name_and_the_commit_count() -> None:
     assert differences(keys, inputs, {"models": [{"model": "org/c+org/b"}]}, {}.get) == ["model"]
     assert differences(keys, inputs, {"models": [{"model": "org/a"}]}, {}.get) == ["model"]
     assert differences(keys, inputs, {**keys, "dtype": None}, {}.get) == []
+
+
+def test_a_tokenizer_that_changed_makes_another_model():
+    keys = {"base_model": "base", "models": [{"model": "base+a"}]}
+    inputs = {"base": "1" * 64, "a": "2" * 64, "tokenizer of base": "3" * 64}
+    assert differences(keys, inputs, keys, inputs.get) == []
+    assert differences(keys, inputs, keys, {**inputs, "tokenizer of base": "4" * 64}.get) == ["tokenizer of base"]
+    before = {name: digest for name, digest in inputs.items() if not name.startswith("tokenizer")}
+    assert differences(keys, before, keys, inputs.get) == [], "of older merges nothing is known"
+    moved = {"base_model": "b", "models": [{"model": "b+a"}]}
+    there = {"b": "1" * 64, "a": "2" * 64, "tokenizer of b": "3" * 64}
+    assert differences(keys, inputs, moved, there.get) == []

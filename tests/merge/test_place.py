@@ -36,7 +36,8 @@ def test_manifest_says_what_was_merged(models: Path, config: Config, tmp_path: P
     manifest = read_manifest(tmp_path / "out")
     assert manifest is not None
     assert manifest["what"] == "model"
-    assert set(manifest["inputs"]) == {str(models / name) for name in ("base", "a0", "a1")}
+    paths = {str(models / name) for name in ("base", "a0", "a1")}
+    assert set(manifest["inputs"]) == {*paths, f"tokenizer of {models / 'base'}"}
     assert manifest["inputs"][str(models / "base")] == digest_model(models / "base")
     assert manifest["seed"] == 5
     assert manifest["options"] == ["random_seed=5"]

@@ -12,6 +12,11 @@ from untax.manifest import NOT_READ
 _CONTENT = re.compile("[0-9a-f]{64}")
 
 
+def tokenizer_of(model: str) -> str:
+    """The name under which a manifest's inputs have the digest of what lies beside a model's weights."""
+    return f"tokenizer of {model}"
+
+
 def as_json(raw: Any) -> Any:
     """A YAML's content as a manifest keeps it: what JSON does not know, such as a date, as text."""
     return json.loads(json.dumps(raw, default=str))
@@ -47,6 +52,8 @@ def _differing(
         for one, other in zip(*parts, strict=True):
             if not _same_input(one, other, inputs.get(one), digest_of):
                 yield one if one == other else key
+            elif inputs.get(tokenizer_of(one)) not in (None, present := digest_of(tokenizer_of(other))) and present:
+                yield tokenizer_of(other)
     elif old != new:
         yield key
 

@@ -12,9 +12,10 @@ from untax.adapters.header import TensorInfo
 from untax.adapters.stored import ADAPTER_FILES, StoredAdapter
 from untax.errors import UntaxError
 from untax.manifest import NOT_READ, digest_file, digest_files, digest_model, model_digest_is_known
+from untax.merge.asked import tokenizer_of
 from untax.merge.references import Reference
 from untax.merge.same_base import check_base, has_digests, recorded_base
-from untax.merge.side_files import has_tokenizer
+from untax.merge.side_files import TOKENIZER_FILES, has_tokenizer
 from untax.merge.tokenizers import check_tokenizers
 
 
@@ -209,7 +210,7 @@ def side_digests(config: Any) -> dict[str, str]:
 
 
 def input_digests(references: Iterable[Reference], *, read: bool = True) -> dict[str, str]:
-    """The identity of every model and adapter, by its path (and revision) as the YAML has it.
+    """The identity of every model and adapter, by its path (and revision) as the YAML has it, and of local tokenizers.
 
     Args:
         references: the inputs.
@@ -222,6 +223,8 @@ def input_digests(references: Iterable[Reference], *, read: bool = True) -> dict
         else:
             recorded = reference.adapter and recorded_base(reference.adapter.folder)
             digests[reference.base.text] = recorded or digests.get(reference.base.text, NOT_READ)
+        if reference.base.path is not None and Path(reference.base.path).is_dir():
+            digests[tokenizer_of(reference.base.text)] = digest_files(Path(reference.base.path), TOKENIZER_FILES)
         if reference.adapter is not None:
             digests[reference.adapter.text] = digest_files(reference.adapter.folder, ADAPTER_FILES)
     return digests

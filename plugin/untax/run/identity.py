@@ -11,8 +11,9 @@ from untax.data.corpus import entries_digest
 from untax.disperse.rows import cluster_sources
 from untax.disperse.settings import read_settings
 from untax.errors import UntaxError
-from untax.manifest import MANIFEST_NAME, read_manifest
+from untax.manifest import MANIFEST_NAME, digest_files, read_manifest
 from untax.merge import asked as merged
+from untax.merge.side_files import TOKENIZER_FILES
 from untax.run.digests import path_digest
 from untax.training.asked import MISSING, Asked, differences, plain
 from untax.training.inputs import (
@@ -120,4 +121,11 @@ def assignment_differs(config: Mapping[str, Any], manifest: Mapping[str, Any], f
 def changed_of_merge(manifest: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> list[str]:
     """The inputs and keys of a merge that are others than when it was made, by content."""
     keys, inputs = manifest["config"]["keys"], manifest.get("inputs") or {}
-    return merged.differences(keys, inputs, merged.as_json(config), lambda name: path_digest(name, folder))
+
+    def digest(name: str) -> str | None:
+        model = name.removeprefix(merged.tokenizer_of(""))
+        if model == name:
+            return path_digest(name, folder)
+        return digest_files(folder / model, TOKENIZER_FILES) if (folder / model).is_dir() else None
+
+    return merged.differences(keys, inputs, merged.as_json(config), digest)
