@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from untax.errors import UntaxError
 from untax.manifest import digest_file, write_manifest
-from untax.run.room import make_room
+from untax.run.room import make_room, resumes_from
 from untax.training.asked import Asked
 
 
@@ -98,23 +98,26 @@ def test_checkpoints_are_continued_only_by_the_yaml_that_made_them(tmp_path, mak
     (out / "checkpoint-10/trainer_state.json").write_text('{"global_step": 10}')
     shutil.copytree(out / "checkpoint-10", out / "checkpoint-20")
     (out / "checkpoint-20/trainer_state.json").write_text('{"global_st')
+    (tmp_path / "configs/sft.yaml").write_text("name: sft\nauto_resume_from_checkpoints: true\n")
     begun = {"config": digest_file(tmp_path / "configs/sft.yaml"), "inputs": {}}
     (out / ".untax-started.json").write_text(json.dumps(begun))
-    make_room(train, tmp_path)
+    assert resumes_from(train, tmp_path) == out / "checkpoint-10"
+    assert (out / "checkpoint-20").is_dir(), "looking changes nothing"
+    assert make_room(train, tmp_path) == "goes on from checkpoint-10"
     assert (out / "checkpoint-10").is_dir()
     assert not (out / "checkpoint-20").exists()
-    (tmp_path / "configs/sft.yaml").write_text("name: changed\n")
-    make_room(train, tmp_path)
+    (tmp_path / "configs/sft.yaml").write_text("name: changed\nauto_resume_from_checkpoints: true\n")
+    assert make_room(train, tmp_path) == "what was there is now in .untax/replaced/sft-1"
     assert not out.exists()
     assert ".untax/replaced/sft-1/checkpoint-10/adapter_model.safetensors" in aside(tmp_path)
 
 
 def test_checkpoints_without_the_optimizer_are_not_continued(tmp_path, make_node):
     node, out = make_node("sft"), tmp_path / "outputs/sft"
-    (tmp_path / "configs/sft.yaml").write_text("save_only_model: true\n")
     (out / "checkpoint-10").mkdir(parents=True)
     save_file({"weight": np.ones(3)}, out / "checkpoint-10/adapter_model.safetensors")
     (out / "checkpoint-10/trainer_state.json").write_text('{"global_step": 10}')
+    (tmp_path / "configs/sft.yaml").write_text("save_only_model: true\nauto_resume_from_checkpoints: true\n")
     begun = {"config": digest_file(tmp_path / "configs/sft.yaml"), "inputs": {}}
     (out / ".untax-started.json").write_text(json.dumps(begun))
     make_room(as_training(node), tmp_path)
@@ -133,3 +136,24 @@ def test_a_folder_that_another_process_trains_into_is_left_alone(tmp_path, make_
     finally:
         started.release()
     assert out.is_dir()
+
+
+def test_checkpoints_that_nothing_would_go_on_from_are_not_written_over(tmp_path, make_node):
+    """Axolotl begins at step 0 without this key, into the same folders."""
+    node, out = as_training(make_node("sft")), tmp_path / "outputs/sft"
+    (out / "checkpoint-10").mkdir(parents=True)
+    save_file({"weight": np.ones(3)}, out / "checkpoint-10/adapter_model.safetensors")
+    (out / "checkpoint-10/trainer_state.json").write_text('{"global_step": 10}')
+    begun = {"config": digest_file(tmp_path / "configs/sft.yaml"), "inputs": {}}
+    (out / ".untax-started.json").write_text(json.dumps(begun))
+    assert resumes_from(node, tmp_path) is None
+    make_room(node, tmp_path)
+    assert ".untax/replaced/sft-1/checkpoint-10/adapter_model.safetensors" in aside(tmp_path)
+
+
+def test_a_merge_that_was_changed_by_hand_is_set_aside(tmp_path, make_node):
+    node, out = make_node("average"), tmp_path / "outputs/average"
+    finished(out, "model.safetensors")
+    (out / "model.safetensors").write_text("edited")
+    make_room(node, tmp_path)
+    assert aside(tmp_path) == [".untax/replaced/average-1/model.safetensors", ".untax/replaced/average-1/untax.json"]

@@ -121,13 +121,14 @@ class Engine:
         if running is None:
             return False
         self.running.append(running)
-        self.screen.started(due.node, due.reason)
+        reason = f"{due.reason}; {running.note}" if running.note else due.reason
+        self.screen.started(due.node, reason)
         self.events.write(
             "node-started",
             node=node.name,
             kind=node.kind,
             command=list(due.node.command),
-            reason=due.reason,
+            reason=reason,
             gpus=list(running.gpus),
         )
         return True
@@ -193,9 +194,16 @@ class Engine:
             return
         with contextlib.ExitStack() as last:  # Also what a second Ctrl-C leaves to be done.
             for one in self.running:
-                last.callback(self.events.write, "node-stopped", node=one.node.name, kind=one.node.kind)
+                last.callback(self._write_stopped, one)
             last.callback(self.workers.stop, self.running)
             self.screen.say(f"stopping {', '.join(one.node.name for one in self.running)} ...")
+
+    def _write_stopped(self, running: Running) -> None:
+        ended = running.poll()
+        if ended is None:
+            self.events.write("node-stopped", node=running.node.name, kind=running.node.kind)
+        else:
+            self._write("node-stopped", running, ended)
 
 
 def chain_lengths(nodes: Sequence[Node]) -> dict[str, float]:

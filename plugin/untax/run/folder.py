@@ -132,8 +132,8 @@ def selected(expanded: Plan, folder: Path, spec: RunSpec, options: Options) -> t
         need, name = next(iter(missing.items()))
         raise UntaxError(
             f"{name} needs {need}, which is not finished and not selected ({due[need]}).",
-            where="--only, --from",
-            fix=f"Run it first, or use --until {name}, which takes all that is needed along.",
+            where="--only, --from, --until",
+            fix=f"Leave out what narrows the selection, or run this first: untax run {folder} --until {need}",
         )
     return chosen
 

@@ -57,13 +57,14 @@ class LocalWorkers:
         forks = self.warm if self.warm and self.warm.serves(node) else None
         if forks and not forks.ready(node):
             return None
-        make_room(node, self.folder)
+        note = make_room(node, self.folder)
         # A fork is served only in the environment in which its parent imported.
         variables = (
             forks.variables if forks else environment(self.resources.threads, gpus, cpu_only=self.resources.cpu_only)
         )
         held = () if self.lock is None else (self.lock,)
         running = start(node, self.folder, variables=variables, gpus=gpus, pass_fds=held, forks=forks)
+        running.note, self.awaiting = note, None if self.awaiting == node else self.awaiting
         self.running.append(running)
         return running
 
@@ -90,7 +91,6 @@ class LocalWorkers:
         if len(free) < node.gpus:
             self.awaiting = node
             return None
-        self.awaiting = None
         return tuple(sorted(free, key=self._order)[: node.gpus])
 
     def _order(self, gpu: str) -> tuple[int, str]:

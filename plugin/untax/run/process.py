@@ -80,6 +80,7 @@ class LocalRunning:
         gpus: the ids of its GPUs.
         progress: the file in which it tells its progress, by which processes in other groups are known for its own.
         where: empty, which means this machine.
+        note: what its start found and kept.
         ended: its end, once somebody has polled it.
     """
 
@@ -87,6 +88,7 @@ class LocalRunning:
 
     def __init__(self, node: Node, process: Process, log: Path, gpus: tuple[str, ...], progress: str | None = None):
         self.node, self.process, self.log, self.gpus, self.progress = node, process, log, gpus, progress
+        self.note = ""
         self.meter = Meter(process.pid, gpus)
         self._guard = Guard(process.pid)
         self.ended: Ended | None = None

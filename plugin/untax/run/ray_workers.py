@@ -51,6 +51,8 @@ class RayRunning:
         where: its machine, unless that is this one.
     """
 
+    note = ""  # Room is made by the worker, when and where there is a place.
+
     def __init__(self, node: Node, folder: Path, ref: Any):
         self.node, self.folder, self.ref = node, folder, ref
         self.log = log_path(folder, node)
@@ -70,7 +72,11 @@ class RayRunning:
         import ray
 
         if self._ended is None:
-            over = bool(ray.wait([self.ref], timeout=0)[0])
+            try:
+                over = bool(ray.wait([self.ref], timeout=0)[0])
+            except (ray.exceptions.RayError, ConnectionError) as error:
+                self._ended = self._lost(f"the Ray cluster is gone: {' '.join(str(error).split())}", 2)
+                return self._ended
             self._look(at_once=over)
             if over:
                 self._ended = self._end()

@@ -10,38 +10,68 @@ from pathlib import Path
 
 from untax.errors import UntaxError
 from untax.files import plain_disk_errors
-from untax.manifest import MANIFEST_NAME, read_manifest
+from untax.manifest import MANIFEST_NAME, changed_outputs, read_manifest
 from untax.recipes.graph import Node
 from untax.run.done import begun_otherwise, manifest_name
 from untax.run.workers import STATE
 from untax.run.yamls import read_yaml
-from untax.training.checkpoints import remove_unfinished
+from untax.training.checkpoints import remove_unfinished, step_of, unfinished
 from untax.training.started import is_claimed, started_with
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".distcp", ".gguf")
 """What models and checkpoints are kept in: by Transformers, DeepSpeed, FSDP and llama.cpp."""
 
 
-def make_room(node: Node, folder: Path) -> None:
+def make_room(node: Node, folder: Path) -> str:
     """Clear the way for a node's outputs. What can be made again is removed; anything else is set aside, never deleted.
 
     An interrupted training of the very same recipe keeps its checkpoints and goes on from the last whole one.
 
+    Returns:
+        What was done with something of worth, in a few words; empty if there was none.
+
     Raises:
         UntaxError: another process is training into the folder, or the disk refuses.
     """
-    if node.kind == "score":
-        return  # `untax eval` replaces single files itself
-    for name in node.outputs:
+    notes: list[str] = []
+    for name in () if node.kind == "score" else node.outputs:  # `untax eval` replaces single files itself
         output = folder / name
         _remove_parts(output)
-        if not os.path.lexists(output) or (node.kind == "train" and _continues(node, output, folder)):
+        if not os.path.lexists(output):
             continue
+        if node.kind == "train":
+            _refuse_claimed(output)
+            checkpoint = resumes_from(node, folder)
+            if checkpoint is not None:
+                remove_unfinished(output)
+                notes.append(f"goes on from {checkpoint.name}")
+                continue
         with plain_disk_errors(output):
             if _made_again(node, output):
                 shutil.rmtree(output)
             else:
-                _set_aside(node, output, folder)
+                notes.append(f"what was there is now in {_set_aside(node, output, folder)}")
+    return ", ".join(notes)
+
+
+def resumes_from(node: Node, folder: Path) -> Path | None:
+    """The checkpoint of an interrupted training of the very same recipe that it goes on from, or None.
+
+    Nothing is changed.
+    """
+    output = folder / node.outputs[0]
+    begun = started_with(output)
+    if node.kind != "train" or begun is None or (output / MANIFEST_NAME).exists():
+        return None
+    if begun_otherwise(begun, Path(str(node.config)), folder) is not None:
+        return None
+    config = read_yaml(folder / str(node.config))
+    # Without the optimizer's state the trainer goes on too, to other weights; without these keys it does not at all.
+    resumes = config.get("auto_resume_from_checkpoints") or config.get("resume_from_checkpoint")
+    if config.get("save_only_model") or not resumes:
+        return None
+    whole = [path for path in output.glob("checkpoint-*") if step_of(path) is not None and unfinished(path) is None]
+    return max(whole, key=lambda path: step_of(path) or 0, default=None)
 
 
 def _remove_parts(output: Path) -> None:
@@ -52,23 +82,13 @@ def _remove_parts(output: Path) -> None:
             shutil.rmtree(part) if part.is_dir() and not part.is_symlink() else part.unlink()
 
 
-def _continues(node: Node, output: Path, folder: Path) -> bool:
-    """Whether an interrupted training left checkpoints of the very YAML that is run now."""
+def _refuse_claimed(output: Path) -> None:
     if is_claimed(output):
         raise UntaxError(
             "Another process is training into this folder.",
             where=output,
             fix="Wait for it or stop it, then run the same command again.",
         )
-    begun = started_with(output)
-    if begun is None or (output / MANIFEST_NAME).exists():
-        return False
-    if begun_otherwise(begun, Path(str(node.config)), folder) is not None:
-        return False
-    if read_yaml(folder / str(node.config)).get("save_only_model"):
-        return False  # Without the optimizer's state the trainer goes on too, to other weights.
-    remove_unfinished(output)
-    return any(output.glob("checkpoint-*"))
 
 
 def _made_again(node: Node, output: Path) -> bool:
@@ -84,11 +104,14 @@ def _made_again(node: Node, output: Path) -> bool:
         return False
     if manifest is not None and node.kind in ("replay", "fisher"):
         return {path.name for path in output.iterdir()} <= {*manifest["outputs"], manifest_name(node)}
-    return manifest is not None and weights <= manifest["outputs"].keys()
+    return manifest is not None and weights <= manifest["outputs"].keys() and not changed_outputs(output, manifest)
 
 
-def _set_aside(node: Node, output: Path, folder: Path) -> None:
+def _set_aside(node: Node, output: Path, folder: Path) -> str:
+    """Move a folder away, and return where to, seen from the run folder."""
     replaced = folder / STATE / "replaced"
     replaced.mkdir(parents=True, exist_ok=True)
     places = (replaced / f"{node.name}-{number}" for number in itertools.count(1))
-    os.replace(output, next(place for place in places if not os.path.lexists(place)))
+    place = next(place for place in places if not os.path.lexists(place))
+    os.replace(output, place)
+    return place.relative_to(folder).as_posix()

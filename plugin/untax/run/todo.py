@@ -8,6 +8,7 @@ from pathlib import Path
 from untax.recipes.graph import Node, Plan
 from untax.run.done import anew, awaits_rows, unfinished
 from untax.run.reads import as_read
+from untax.run.room import resumes_from
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ def todo(expanded: Plan, folder: Path, suite: str | None, *, rerun_on_version: b
         if reason and waits and awaits_rows(node, folder):
             due[node.name] = Due(node, f"after {', '.join(waits)}, if its rows change", certain=False)
         elif reason:
-            due[node.name] = Due(anew(node, folder, suite), reason)
+            checkpoint = resumes_from(node, folder)
+            said = f"{reason}; goes on from {checkpoint.name}" if checkpoint else reason
+            due[node.name] = Due(anew(node, folder, suite), said)
         elif waits:
             due[node.name] = Due(node, f"if {' or '.join(waits)} changes what it reads", certain=False)
     return list(due.values())

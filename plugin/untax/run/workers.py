@@ -71,6 +71,10 @@ class Running(Protocol):
         """The ids of its GPUs."""
 
     @property
+    def note(self) -> str:
+        """What its start found and kept, such as a checkpoint; empty if nothing."""
+
+    @property
     def seconds(self) -> float:
         """How long it has been running; 0 while it waits for a place."""
 

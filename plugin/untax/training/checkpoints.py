@@ -13,18 +13,24 @@ STATE_NAME = "trainer_state.json"
 """What the trainer writes last into a checkpoint."""
 HEADER_MOST = 100_000_000
 """The most bytes that safetensors allows for its header."""
-_NAME = re.compile(r"checkpoint-\d+")
+_NAME = re.compile(r"checkpoint-(\d+)")
 _ARCHIVE = b"PK\x03\x04"
 
 
 def remove_unfinished(output_dir: Path) -> list[Path]:
     """Remove the checkpoints of an interrupted training that nothing can go on from, and return them."""
     # Others, such as `checkpoint-best`, are no trainer's, which never goes on from them.
-    broken = [folder for folder in output_dir.glob("checkpoint-*") if _NAME.fullmatch(folder.name)]
+    broken = [folder for folder in output_dir.glob("checkpoint-*") if step_of(folder) is not None]
     broken = [folder for folder in broken if folder.is_dir() and unfinished(folder)]
     for folder in broken:
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
     return broken
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The optimizer step that a folder is the trainer's checkpoint of, by its name; None for any other folder."""
+    found = _NAME.fullmatch(checkpoint.name)
+    return int(found[1]) if found else None
 
 
 def unfinished(checkpoint: Path) -> str | None:
