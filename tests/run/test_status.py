@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from untax.demo.demo import prepare
 from untax.errors import UntaxError
@@ -74,3 +75,27 @@ def test_all_of_it_is_json(folder: Path):
 def test_no_run_folder(tmp_path: Path):
     with pytest.raises(UntaxError, match=r"untax\.yaml"):
         folder_status(tmp_path)
+
+
+def test_a_recipe_that_was_edited_and_not_expanded_since(folder: Path):
+    content = yaml.safe_load((folder / "untax.yaml").read_text())
+    content["arms"]["dtm"]["merge"] = ["average", "ties"]
+    (folder / "untax.yaml").write_text(yaml.safe_dump(content))
+    states = {node.name: node.reason for node in folder_status(folder).nodes}
+    unwritten = {name: reason for name, reason in states.items() if "is not written yet" in reason}
+    assert unwritten
+    assert all("ties" in name for name in unwritten)
+    assert states["sft"] == "outputs/sft: not made yet"
+
+
+def test_failed_and_stopped_attempts_count_in_the_sum(folder: Path):
+    events = Events(folder)
+    for event, seconds in (("node-failed", 5.0), ("node-stopped", 2.0), ("node-ended", 10.0), ("node-failed", 1.5)):
+        events.write("node-started", node="sft", kind="train")
+        events.write(event, node="sft", kind="train", reason="x", wall_seconds=seconds, cpu_seconds=1, peak_memory=9)
+    status = folder_status(folder)
+    sft = next(node for node in status.nodes if node.name == "sft")
+    assert sft.attempts == 4
+    assert sft.spent == {"wall_seconds": 18.5, "cpu_seconds": 4}
+    assert sft.usage["wall_seconds"] == 1.5, "of the last attempt, which failed"
+    assert status.totals()["wall_seconds"] == 18.5

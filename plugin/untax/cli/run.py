@@ -130,6 +130,7 @@ def _show_plan(folder: Path, options: Options) -> None:
     from untax.recipes.spec import SPEC_NAME, read_spec
     from untax.run.folder import selected
     from untax.run.preflight import check_files, edited, edited_note
+    from untax.run.resources import check_gpus, resources
     from untax.run.todo import todo
 
     spec = read_spec(folder / SPEC_NAME)
@@ -138,7 +139,11 @@ def _show_plan(folder: Path, options: Options) -> None:
     names = edited(expanded, folder)
     if names:
         click.echo(edited_note(names))
-    chosen = {node.name for node in selected(expanded, folder, spec, options)}
+    nodes = selected(expanded, folder, spec, options)
+    limits = resources(spec.device, jobs=options.jobs, threads=options.threads, gpus=options.gpus)
+    if options.engine == "local":
+        check_gpus(nodes, limits)
+    chosen = {node.name for node in nodes}
     due = [
         one
         for one in todo(expanded, folder, spec.suite, rerun_on_version=options.rerun_on_version)

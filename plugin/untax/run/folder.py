@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from untax.files import disk_error
 from untax.recipes.graph import Node, Plan
 from untax.recipes.plan import plan
 from untax.recipes.spec import SPEC_NAME, RunSpec, read_spec
-from untax.report.arms import Row, arm_rows, write_arms
+from untax.report.arms import Row, arm_rows, format_table, write_arms
 from untax.run.engine import Engine
 from untax.run.events import Events, this_host
 from untax.run.finish import on_finish
@@ -78,21 +79,52 @@ def run_folder(folder: Path, options: Options | None = None) -> list[Row] | None
     expanded = plan(spec)
     check_files(expanded, folder, spec.suite)
     nodes = selected(expanded, folder, spec, options)
-    with orderly(), folder_lock(folder / STATE / "lock") as lock, Screen(nodes, folder) as screen:
-        engine = Engine(
-            nodes,
-            folder,
-            spec.suite,
-            _workers(folder, spec, options, lock.fileno(), nodes, expanded),
-            screen,
-            Events(folder),
-            keep_going=options.keep_going,
-            rerun_on_version=options.rerun_on_version,
-        )
-        _introduce(engine, expanded)
-        _run(engine, options.on_finish)
-    partial = len(nodes) < len(expanded.nodes)
-    return None if partial and todo(expanded, folder, spec.suite) else table(spec, expanded, folder)
+    status, engine = "failed", None
+    with orderly():
+        try:
+            with folder_lock(folder / STATE / "lock") as lock, Screen(nodes, folder) as screen:
+                engine = Engine(
+                    nodes,
+                    folder,
+                    spec.suite,
+                    _workers(folder, spec, options, lock.fileno(), nodes, expanded),
+                    screen,
+                    Events(folder),
+                    keep_going=options.keep_going,
+                    rerun_on_version=options.rerun_on_version,
+                )
+                _introduce(engine, expanded)
+                _run(engine)
+                rows = _rows(engine, spec, expanded)
+            status = "done"
+            return rows
+        except UntaxError:
+            if engine:
+                _show_rest(engine, spec, expanded)
+            raise
+        except (KeyboardInterrupt, SystemExit):
+            status = "interrupted"
+            raise
+        finally:
+            # Free of lock and live view: the command may run this very folder again.
+            if engine and options.on_finish:
+                on_finish(options.on_finish, folder, status=status, failed=engine.failed, screen=engine.screen)
+
+
+def _rows(engine: Engine, spec: RunSpec, expanded: Plan) -> list[Row] | None:
+    partial = len(engine.nodes) < len(expanded.nodes)
+    return None if partial and todo(expanded, engine.folder, spec.suite) else table(spec, expanded, engine.folder)
+
+
+def _show_rest(engine: Engine, spec: RunSpec, expanded: Plan) -> None:
+    """After a failure, the table of the arms that were scored all the same."""
+    done = {output for node in engine.nodes if node.name in engine.done for output in node.outputs}
+    scored = [model for model in expanded.models if model.results in done]
+    if spec.suite is None or len(scored) < 2 or scored[0] != expanded.models[0]:
+        return
+    rows = table(spec, dataclasses.replace(expanded, models=tuple(scored)), engine.folder)
+    missing = ", ".join(dict.fromkeys(model.arm for model in expanded.models if model not in scored))
+    engine.screen.say(f"\n{format_table(rows or [])}\n\nNot in this table, since it could not be made: {missing}\n")
 
 
 def _workers(
@@ -138,8 +170,8 @@ def selected(expanded: Plan, folder: Path, spec: RunSpec, options: Options) -> t
     return chosen
 
 
-def _run(engine: Engine, command: str | None) -> None:
-    """Run the engine, with a first and a last line in the record, and the user's command at the end."""
+def _run(engine: Engine) -> None:
+    """Run the engine, with a first and a last line in the record."""
     status, started = "failed", time.monotonic()
     engine.events.write(
         "run-started",
@@ -153,16 +185,23 @@ def _run(engine: Engine, command: str | None) -> None:
         status = "done"
     except (KeyboardInterrupt, SystemExit):
         status = "interrupted"
+        engine.screen.say(
+            f"interrupted: {len(engine.done)} of {len(engine.nodes)} nodes are finished; the same command goes on"
+        )
         raise
     except OSError as error:
         raise disk_error(error, Path(error.filename or engine.folder)) from error
     finally:
         engine.workers.close()
-        engine.events.write("run-ended", status=status, wall_seconds=round(time.monotonic() - started, 3))
+        engine.events.write(
+            "run-ended",
+            status=status,
+            done=len(engine.done),
+            failed=len(engine.failed),
+            wall_seconds=round(time.monotonic() - started, 3),
+        )
         if engine.events.problem:
             engine.screen.say(f"{engine.events.path} is not complete: {engine.events.problem}")
-        if command:
-            on_finish(command, engine.folder, status=status, failed=engine.failed, screen=engine.screen)
 
 
 def table(spec: RunSpec, expanded: Plan, folder: Path) -> list[Row] | None:

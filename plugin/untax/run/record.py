@@ -8,6 +8,8 @@ from typing import Any
 
 from untax.run.events import read_events
 
+SUMMED = ("wall_seconds", "cpu_seconds", "gpu_seconds", "energy_joules")
+
 
 @dataclass
 class NodeRecord:
@@ -18,12 +20,14 @@ class NodeRecord:
         ended: that of the last time it was made, if any.
         failed: that of its last failure, if it failed the last time it was tried.
         attempts: how often it was started in all runs.
+        spent: what all of its attempts took, as far as their ends were seen: seconds and joules by name.
     """
 
     started: dict[str, Any] | None = None
     ended: dict[str, Any] | None = None
     failed: dict[str, Any] | None = None
     attempts: int = 0
+    spent: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -67,6 +71,9 @@ def peaks(folder: Path) -> dict[str, int]:
 
 def _take(node: NodeRecord, event: dict[str, Any]) -> None:
     kind = event["event"]
+    for name in SUMMED:
+        if isinstance(event.get(name), int | float):
+            node.spent[name] = round(node.spent.get(name, 0) + event[name], 3)
     if kind == "node-started":
         node.started, node.attempts = event, node.attempts + 1
     elif kind == "node-ended":

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from untax.errors import UntaxError
 from untax.manifest import read_manifest
-from untax.recipes.graph import Node
+from untax.recipes.graph import Node, Plan
 from untax.recipes.plan import plan
 from untax.recipes.spec import SPEC_NAME, read_spec
 from untax.run.done import manifest_name, version_changes
 from untax.run.lock import Holder, holder
 from untax.run.progress import Progress, of_node
 from untax.run.reads import as_read
-from untax.run.record import FolderRecord, NodeRecord, read_record
+from untax.run.record import SUMMED, FolderRecord, NodeRecord, read_record
 from untax.run.todo import Due, todo
 from untax.run.tokens import trained_tokens
 from untax.run.workers import STATE, log_path
@@ -42,7 +42,8 @@ class NodeStatus:
         usage: of the last time it was made: wall, CPU and GPU time in seconds, peak memory in bytes, energy in joules;
             what is not known is None.
         tokens: that it was trained on, None for other nodes and where they were not counted.
-        attempts: how often it was started.
+        attempts: how often it was started, in all runs.
+        spent: what all of these took: seconds and joules by name.
         versions: package -> (it was made with, now installed), where these differ.
         progress: how far it is, while it runs.
     """
@@ -58,6 +59,7 @@ class NodeStatus:
     usage: dict[str, float | int | None]
     tokens: int | None
     attempts: int
+    spent: dict[str, float] = field(default_factory=dict)
     versions: dict[str, tuple[str, str]] = field(default_factory=dict)
     progress: Progress | None = None
 
@@ -85,10 +87,11 @@ class Status:
         return dict(Counter(node.state for node in self.nodes))
 
     def totals(self) -> dict[str, float | int | None]:
-        """The sums over all nodes of what can be summed; None where nobody knows any of it."""
-        summed = [name for name in USAGE if not name.endswith("peak_memory")]
-        rows = [*(node.usage for node in self.nodes)]
-        found = {name: [value for row in rows if (value := row.get(name)) is not None] for name in summed}
+        """The sums over all attempts at all nodes, the failed ones too; None where nobody knows any of it.
+
+        What a killed runner had under way is not in it: nobody saw its end.
+        """
+        found = {name: [node.spent[name] for node in self.nodes if name in node.spent] for name in SUMMED}
         tokens = [node.tokens for node in self.nodes if node.tokens is not None]
         return {name: round(sum(values), 3) if values else None for name, values in found.items()} | {
             "tokens": sum(tokens) if tokens else None
@@ -107,11 +110,26 @@ def folder_status(folder: Path, *, rerun_on_version: bool = False) -> Status:
     """
     spec = read_spec(folder / SPEC_NAME)
     expanded = plan(spec)
-    nodes = as_read(expanded, folder).nodes
-    due = {one.node.name: one for one in todo(expanded, folder, spec.suite, rerun_on_version=rerun_on_version)}
+    unwritten = _unwritten(expanded, folder)
+    written = replace(expanded, nodes=tuple(node for node in expanded.nodes if node.name not in unwritten))
+    nodes = (*as_read(written, folder).nodes, *(one.node for one in unwritten.values()))
+    due = {one.node.name: one for one in todo(written, folder, spec.suite, rerun_on_version=rerun_on_version)}
+    due |= unwritten
     record, held_by = read_record(folder), holder(folder / STATE / "lock")
     rows = tuple(_node(node, folder, due.get(node.name), record, running=held_by is not None) for node in nodes)
     return Status(str(folder), held_by, record.run, record.finished, rows)
+
+
+def _unwritten(expanded: Plan, folder: Path) -> dict[str, Due]:
+    """Nodes of a recipe that was edited and not expanded since: those whose YAML is not there, and what needs them."""
+    found: dict[str, Due] = {}
+    for node in expanded.nodes:
+        waits = [need for need in node.needs if need in found]
+        if node.config is not None and not (folder / node.config).exists():
+            found[node.name] = Due(node, f"{node.config} is not written yet: untax recipe --from {SPEC_NAME}")
+        elif waits:
+            found[node.name] = Due(node, f"after {', '.join(waits)}")
+    return found
 
 
 def _node(node: Node, folder: Path, due: Due | None, record: FolderRecord, *, running: bool) -> NodeStatus:
@@ -131,6 +149,7 @@ def _node(node: Node, folder: Path, due: Due | None, record: FolderRecord, *, ru
         usage=_usage(past, manifest),
         tokens=trained_tokens(node, folder) if state == "done" else None,
         attempts=past.attempts,
+        spent=past.spent or _by_hand(node, folder),
         versions=version_changes(node, folder) if state == "done" else {},
         progress=of_node(node, folder, log) if state == "running" else None,
     )
@@ -167,8 +186,15 @@ def _manifest(node: Node, folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _by_hand(node: Node, folder: Path) -> dict[str, float]:
+    wall = (_manifest(node, folder) or {}).get("wall_seconds")
+    return {"wall_seconds": wall} if isinstance(wall, int | float) else {}
+
+
 def _usage(past: NodeRecord, manifest: dict[str, Any] | None) -> dict[str, float | int | None]:
-    """As the runner measured it; of a node that was run by hand, what its manifest says."""
+    """As the runner measured it, at its last failure if it failed; of a node run by hand, what its manifest says."""
+    if past.failed is not None and past.failed["event"] == "node-failed":
+        return {name: past.failed.get(name) for name in USAGE}
     if past.ended is not None:
         return {name: past.ended.get(name) for name in USAGE}
     return {name: (manifest or {}).get(name) for name in USAGE}
@@ -182,11 +208,16 @@ def format_status(status: Status) -> str:
     lines.append(f"{len(status.nodes)} nodes: {counts}")
     totals = [f"{_number(value)} {_UNITS[name]}" for name, value in status.totals().items() if value is not None]
     if totals:
-        lines.append("In all: " + ", ".join(totals))
+        lines.append("All attempts together: " + ", ".join(totals))
     if status.held_by:
         lines.append(f"Run by {status.held_by}")
-    elif status.last_run and status.ended is None:
-        lines.append("The last run was killed; `untax run` goes on from what is finished.")
+    elif status.last_run and (status.ended is None or status.ended.get("status") != "done"):
+        how = (
+            "was killed"
+            if status.ended is None
+            else {"interrupted": "was interrupted"}.get(str(status.ended.get("status")), "failed")
+        )
+        lines.append(f"The last run {how}; `untax run` goes on from what is finished.")
     return "\n".join(lines)
 
 
