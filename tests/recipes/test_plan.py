@@ -144,6 +144,39 @@ def test_device_decides_precision_and_kernels():
     assert "lora_mlp_kernel" not in cuda
 
 
+CHECKPOINTS = ("saves_per_epoch", "save_steps", "save_strategy", "save_total_limit", "auto_resume_from_checkpoints")
+
+
+def checkpoints(expanded: Plan, name: str = "recipes/sft.yaml") -> dict[str, Any]:
+    return {key: value for key, value in keys(expanded, name).items() if key in CHECKPOINTS}
+
+
+@pytest.mark.parametrize(
+    ("device", "own"), [("cpu", {"save_strategy": "no"}), ("cuda", {"save_steps": 0.05, "save_total_limit": 1})]
+)
+@pytest.mark.parametrize("given", [{}, {"saves_per_epoch": 2}, {"save_steps": 10}, {"save_strategy": "epoch"}])
+def test_one_word_on_when_checkpoints_are_saved(device: str, own: dict[str, Any], given: dict[str, Any]):
+    """Axolotl refuses these keys beside each other, so ours goes where there is another, at whatever place."""
+    kept = {key: value for key, value in own.items() if not given or key == "save_total_limit"}
+    wanted = {**kept, **given, "auto_resume_from_checkpoints": True}
+    for said in (
+        {"axolotl": given},
+        {"training": {"sft": {"adapter": "lora", **given}}},
+        {"nodes": {"sft": {"axolotl": given}}},
+    ):
+        assert checkpoints(plan(spec({"vanilla": {}}, device=device, **said))) == wanted
+    soup = plan(spec({"soup": {"runs": [{}, {"learning_rate": 0.1, **given}]}}, device=device))
+    assert checkpoints(soup, "recipes/soup-1.yaml") == wanted
+
+
+def test_a_single_training_keeps_what_the_recipe_says_on_saving():
+    node = {"nodes": {"sft": {"axolotl": {"save_strategy": "steps"}}}, "axolotl": {"save_steps": 7}}
+    assert checkpoints(plan(spec({"vanilla": {}}, device="cuda", **node))) == {
+        **{"save_steps": 7, "save_strategy": "steps"},
+        **{"save_total_limit": 1, "auto_resume_from_checkpoints": True},
+    }
+
+
 def test_own_settings_win_and_carry_no_paper():
     text = plan(
         spec({"vanilla": {}}, settings="dtm", training={"sft": {"lora_r": 8, "lora_alpha": 16, "bf16": True}})

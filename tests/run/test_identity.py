@@ -140,6 +140,22 @@ def test_what_a_yaml_says_is_a_reason(run: Path, change: Edit, reason: str):
     assert unfinished(TRAIN, run, None) == f"outputs/sft: {reason}"
 
 
+SAVED: dict[str, Any] = {
+    **{"save_steps": 0.05, "save_total_limit": 1, "auto_resume_from_checkpoints": True, "logging_steps": 5},
+    **{"use_wandb": True, "wandb_project": "mine", "use_tensorboard": True},
+}
+
+
+def test_what_is_saved_and_reported_decides_no_weight(run: Path):
+    begun = {"config": "x", "keys": plain(CONFIG), "inputs": present_inputs(CONFIG, run)}
+    edit(run, lambda config: config.update(SAVED))
+    assert unfinished(TRAIN, run, None) is None
+    assert begun_otherwise(begun, Path("sft.yaml"), run) is None
+    edit(run, lambda config: config.update(**SAVED, learning_rate=0.0002))
+    assert unfinished(TRAIN, run, None) == "outputs/sft: sft.yaml was changed: learning_rate"
+    assert begun_otherwise(begun, Path("sft.yaml"), run) == "learning_rate was changed"
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [

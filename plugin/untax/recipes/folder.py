@@ -14,7 +14,7 @@ from untax.recipes.axolotl_yaml import dump
 from untax.recipes.checks import OWN_PLUGINS
 from untax.recipes.graph import Layout, Node
 from untax.recipes.mergekit_yaml import Merge
-from untax.recipes.papers import origin
+from untax.recipes.papers import origin, unless_given
 from untax.recipes.spec import RunSpec
 
 UNCACHED = (
@@ -74,7 +74,7 @@ class Collected:
         if known:
             return name
         own = self.spec.nodes.get(name)
-        keys = {**_overlaid(keys, own.axolotl if own else {}), "output_dir": self.layout.output(name)}
+        keys = {**_overlaid(keys, own.axolotl if own else {}, self.spec.device), "output_dir": self.layout.output(name)}
         config = self.layout.recipe(name)
         command = ("axolotl", "train", config, *self._launcher())
         self.files[config] = axolotl_yaml.render(
@@ -162,9 +162,9 @@ def with_plugins(own: Sequence[str], listed: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys([*own, *(plugin for plugin in listed or [] if plugin not in OWN_PLUGINS)]))
 
 
-def _overlaid(keys: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def _overlaid(keys: dict[str, Any], over: dict[str, Any], device: str) -> dict[str, Any]:
     plugins = {"plugins": with_plugins(keys["plugins"], over.get("plugins"))} if "plugins" in over else {}
-    return {**keys, **prepared_apart(keys, over), **over, **plugins}
+    return {**unless_given(keys, over, device), **prepared_apart(keys, over), **over, **plugins}
 
 
 def prepared_apart(keys: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ class Setting:
 
 
 Settings = dict[str, Setting]
+
+WHEN_SAVED = ("saves_per_epoch", "save_steps", "save_strategy")
+"""When checkpoints are saved: three keys that Axolotl refuses beside each other, or of which it heeds one."""
 
 
 def dtm_sft(learning_rate: float = 3e-4) -> Settings:
@@ -144,6 +148,9 @@ def small_preference() -> Settings:
 
 def device_settings(device: str) -> Settings:
     """Precision, kernels and checkpoints for ``cpu`` or ``cuda``; none of it is in the papers."""
+    resuming = {
+        "auto_resume_from_checkpoints": Setting(True, "ours: the same command continues an interrupted training")
+    }
     if device == "cpu":
         kernels = "ours: Axolotl's Triton kernels need a GPU"
         return {
@@ -156,15 +163,34 @@ def device_settings(device: str) -> Settings:
             "dataset_num_proc": Setting(1, "ours: starting workers costs more than it saves on small data"),
             "dataloader_num_workers": Setting(0, "ours: see dataset_num_proc"),
             "save_strategy": Setting("no", "ours: short runs start over"),
+            **resuming,
         }
     return {
         "bf16": Setting("auto", "ours: bfloat16 where the GPU has it, else float16 as in DTM table 10"),
         "tf32": Setting(True, "ours: faster where there is float32 left"),
         "gradient_checkpointing": Setting(True, "ours: trades a third more time for most of the activations' memory"),
-        "saves_per_epoch": Setting(1, "ours: what an interrupted training can lose"),
+        "save_steps": Setting(0.05, "ours: 20 checkpoints, so that an interrupted training loses a twentieth at most"),
         "save_total_limit": Setting(1, "ours: the last checkpoint is enough to continue"),
-        "auto_resume_from_checkpoints": Setting(True, "ours: the same command continues an interrupted training"),
+        **resuming,
     }
+
+
+def unless_given(keys: dict[str, Any], given: Collection[str], device: str) -> dict[str, Any]:
+    """``keys`` without the device's own word on when checkpoints are saved, where another is given.
+
+    Args:
+        keys: Axolotl keys, the device's among them.
+        given: the keys that are laid over them.
+        device: ``cpu`` or ``cuda``.
+    """
+    if not any(key in given for key in WHEN_SAVED):
+        return keys
+    own = device_settings(device)
+    return {key: value for key, value in keys.items() if not (key in WHEN_SAVED and _is(own.get(key), value))}
+
+
+def _is(setting: Setting | None, value: Any) -> bool:
+    return setting is not None and setting.value == value
 
 
 def values(settings: Settings) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from untax.recipes.checks import DISPERSE, MANIFEST, PENALTY
 from untax.recipes.folder import Collected, prepared_apart, with_plugins
 from untax.recipes.graph import Node
 from untax.recipes.mergekit_yaml import local
-from untax.recipes.papers import device_settings, values
+from untax.recipes.papers import device_settings, unless_given, values
 from untax.recipes.trainings import penalty_keys, preference_datasets, preference_keys, sft_keys
 
 REPLAY_FILE = "replay.jsonl"
@@ -190,7 +190,7 @@ class Stages:
         return {
             "base_model": base,
             "dataset_prepared_path": self.layout.output("prepared"),
-            **values(device_settings(self.spec.device)),
+            **unless_given(values(device_settings(self.spec.device)), training, self.spec.device),
             "seed": self.spec.seed,
             "logging_steps": 1,
             **training,

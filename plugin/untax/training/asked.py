@@ -18,6 +18,28 @@ PLACES = ("output_dir", "dataset_prepared_path", "disperse_assignment", "axolotl
 """Keys that say where things lie, and not what is made of them."""
 COMMAND_LINE = ("debug", "debug_text_only", "debug_num_examples", "shard", "prompter", "merge_lora", "inference")
 """What Axolotl's commands add to every configuration, also when nothing of it was typed; none of it decides weights."""
+SAVING = (
+    *("save_steps", "saves_per_epoch", "save_strategy", "save_total_limit", "save_first_step", "dynamic_checkpoint"),
+    "auto_resume_from_checkpoints",
+)
+"""When checkpoints are written, how many are kept, and that a training goes on from its last: none of it decides a
+weight of a training without one of ``BY_CHECKPOINTS``. Not among them, since they can: ``resume_from_checkpoint`` names
+another beginning; from what ``save_only_model`` writes a training goes on with a new optimizer; and an evaluation
+(``eval_steps``) draws random numbers, so that the dropout after it is another."""
+REPORTING = (
+    *("logging_steps", "use_tensorboard", "profiler_steps", "profiler_steps_start"),
+    *("use_wandb", "wandb_name", "wandb_run_id", "wandb_mode", "wandb_project", "wandb_entity", "wandb_watch"),
+    *("wandb_log_model", "use_mlflow", "mlflow_tracking_uri", "mlflow_experiment_name", "mlflow_run_name"),
+    *("hf_mlflow_log_artifacts", "use_comet", "comet_api_key", "comet_workspace", "comet_project_name"),
+    *("comet_experiment_key", "comet_mode", "comet_online", "comet_experiment_config"),
+    *("use_trackio", "trackio_project_name", "trackio_run_name", "trackio_space_id"),
+    *("use_otel_metrics", "otel_metrics_host", "otel_metrics_port"),
+)
+"""What is told of a training, how often and to whom."""
+BY_CHECKPOINTS = ("early_stopping_patience", "relora")
+"""With these, as with ``load_best_model_at_end``, weights depend on what was saved and when."""
+BY_LOGS = "loss_watchdog_threshold"
+"""With it a training ends by the losses that were logged."""
 MISSING = "missing"
 """In place of the digest of an input that should be here and is not."""
 LOADERS = ("json", "csv", "parquet", "arrow", "text")
@@ -67,15 +89,25 @@ def differences(recorded: Asked, present: Asked) -> list[str]:
     how many clusters there are, and which of them this one is.
     """
     before, now = plain(recorded.keys), plain(present.keys)
+    idle = {*PLACES, *COMMAND_LINE, *(_without_effect(before) & _without_effect(now))}
     dispersed = recorded.rows is not None and present.rows is not None
     found: list[str] = []
     for key in dict.fromkeys([*before, *now]):
         of_rows = key == "datasets" or (key.startswith("disperse_") and key != _FIRST_TURN)
-        if key not in (*PLACES, *COMMAND_LINE) and not (dispersed and of_rows):
+        if key not in idle and not (dispersed and of_rows):
             found += _differing(key, before, now, recorded, present)
     if dispersed and recorded.rows != present.rows:
         found.append("the rows of its cluster")
     return list(dict.fromkeys(found))
+
+
+def _without_effect(keys: Mapping[str, Any]) -> set[str]:
+    """Keys on saving and reporting that decide no weight of this training."""
+    # As Axolotl does: a key without a value is not the default, False.
+    saved = keys.get("load_best_model_at_end", False) is not False or any(keys.get(key) for key in BY_CHECKPOINTS)
+    logged = keys.get(BY_LOGS) is not None
+    told = [key for key in REPORTING if not (logged and key == "logging_steps")]
+    return {*told, *(() if saved else SAVING)}
 
 
 def _differing(
