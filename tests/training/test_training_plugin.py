@@ -103,6 +103,8 @@ def test_a_training_resumes_its_own_checkpoints_only(
     assert is_claimed(Path("out")), "until the process ends"
     first = workspace.manifest()
     shutil.rmtree("out/checkpoint-2")
+    # Other checkpoints and another log are the same training.
+    config = workspace.config(**{**keys, "logging_steps": 2}, save_steps=2, save_strategy=None, save_total_limit=3)
     axolotl_train(config)
     again = workspace.manifest()
     assert again["outputs"].keys() == first["outputs"].keys()
@@ -112,6 +114,16 @@ def test_a_training_resumes_its_own_checkpoints_only(
     assert "belong to another recipe" in refused(config)
     assert Path("out/untax.json").read_bytes() == manifest
     assert not is_claimed(Path("out"))
+
+
+def test_a_share_of_the_steps_is_when_recipes_for_gpus_save(workspace: Workspace, axolotl_train: Train) -> None:
+    from untax.recipes.papers import WHEN_SAVED, device_settings, values
+
+    when = {key: value for key, value in values(device_settings("cuda")).items() if key in WHEN_SAVED}
+    saved = {**dict.fromkeys(WHEN_SAVED), **when, "save_total_limit": 30}
+    axolotl_train(workspace.config(plugins=["untax.ManifestPlugin"], max_steps=24, **saved))
+    steps = sorted(int(folder.name.removeprefix("checkpoint-")) for folder in Path("out").glob("checkpoint-*"))
+    assert steps == list(range(2, 25, 2)), "a twentieth of 24 steps, rounded up"
 
 
 @pytest.mark.parametrize("key", ["inference", "merge_lora"])
