@@ -18,6 +18,7 @@ TRAINING = {
     "train_on_inputs": False,
     "adapter": "lora",
     "lora_r": 4,
+    "lora_alpha": 8,
     "lora_target_linear": True,
     "num_epochs": 2,
     "micro_batch_size": 2,

@@ -20,7 +20,7 @@ Make = Callable[..., Path]
 
 
 def with_training(make: Make, base: str = "./base", suite: str | None = None, **keys: Any) -> Path:
-    lora = {"adapter": "lora", "lora_r": 4, "lora_target_linear": True}
+    lora = {"adapter": "lora", "lora_r": 4, "lora_alpha": 8, "lora_target_linear": True}
     training = {**lora, "learning_rate": 0.001, "micro_batch_size": 2, "num_epochs": 1, "sequence_len": 256, **keys}
     recipe = {"base": base} | ({"suite": suite} if suite else {})
     return make(arms={"vanilla": {}}, training={"sft": training}, **recipe)

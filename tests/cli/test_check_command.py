@@ -25,6 +25,7 @@ def make_folder(folder: Path, base: Path) -> None:
             "sft": {
                 "adapter": "lora",
                 "lora_r": 4,
+                "lora_alpha": 8,
                 "lora_target_linear": True,
                 "sequence_len": 256,
                 "learning_rate": 0.001,

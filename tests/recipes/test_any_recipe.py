@@ -15,6 +15,7 @@ from untax.recipes.plan import plan
 from untax.recipes.spec import check_spec
 from untax.recipes.write import spec_text
 
+LORA = {"adapter": "lora", "lora_r": 16, "lora_alpha": 16}
 RECIPE: dict[str, Any] = {
     "base": "b",
     "sft": [{"path": "s.jsonl", "type": "alpaca"}],
@@ -26,7 +27,7 @@ RECIPE: dict[str, Any] = {
         "ewc": {},
         "paft": {"delta_l1": 0.0001, "preference": ["dpo"]},
     },
-    "training": {"sft": {"adapter": "lora", "plugins": ["x.Y"]}, "preference": {"adapter": "lora", "rl": "dpo"}},
+    "training": {"sft": {**LORA, "plugins": ["x.Y"]}, "preference": {**LORA, "rl": "dpo"}},
     "axolotl": {"flash_attention": True},
     "nodes": {"sft-sparse": {"axolotl": {"lora_r": 4}, "gpus": 1}},
     "suite": "demo",

@@ -21,6 +21,7 @@ from untax.recipes.plan import plan
 from untax.recipes.spec import RunSpec, check_spec, read_spec
 from untax.recipes.write import spec_text, write_run_folder
 
+LORA = {"adapter": "lora", "lora_r": 16, "lora_alpha": 16}
 CONTENT: dict[str, Any] = {
     "base": "b",
     "device": "cpu",
@@ -28,8 +29,8 @@ CONTENT: dict[str, Any] = {
     "preference": [{"path": "p.jsonl", "type": "chat_template.argilla_chat"}],
     "replay": [{"path": "t.txt", "separator": "---"}, {"path": "u.txt", "separator": "---"}],
     "training": {
-        "sft": {"adapter": "lora", "learning_rate": 0.001, "sequence_len": 64, "delta_schedule": "linear_warmup"},
-        "preference": {"adapter": "lora", "rl": "dpo", "rl_beta": 0.01, "learning_rate": 0.0001, "micro_batch_size": 2},
+        "sft": {**LORA, "learning_rate": 0.001, "sequence_len": 64, "delta_schedule": "linear_warmup"},
+        "preference": {**LORA, "rl": "dpo", "rl_beta": 0.01, "learning_rate": 0.0001, "micro_batch_size": 2},
         "orpo": {"learning_rate": 0.0002},
     },
 }

@@ -15,14 +15,16 @@ from untax.recipes.graph import Plan
 from untax.recipes.plan import plan
 from untax.recipes.spec import check_spec
 
+LORA = {"adapter": "lora", "lora_r": 16, "lora_alpha": 16}
+
 
 def spec(arms: dict[str, Any], **more: Any):
     content = {"base": "b", "device": "cpu", "sft": [{"path": "s.jsonl", "type": "alpaca"}], "arms": arms, **more}
     content.setdefault("preference", [{"path": "p.jsonl"}])
     training = content.setdefault("training", {})
     content["training"] = {
-        "sft": {"adapter": "lora", **training.get("sft", {})},
-        "preference": {"adapter": "lora", "rl": "dpo", **training.get("preference", {})},
+        "sft": {**LORA, **training.get("sft", {})},
+        "preference": {**LORA, "rl": "dpo", **training.get("preference", {})},
     }
     return check_spec(content, where="test")
 
@@ -161,7 +163,7 @@ def test_one_word_on_when_checkpoints_are_saved(device: str, own: dict[str, Any]
     wanted = {**kept, **given, "auto_resume_from_checkpoints": True}
     for said in (
         {"axolotl": given},
-        {"training": {"sft": {"adapter": "lora", **given}}},
+        {"training": {"sft": given}},
         {"nodes": {"sft": {"axolotl": given}}},
     ):
         assert checkpoints(plan(spec({"vanilla": {}}, device=device, **said))) == wanted

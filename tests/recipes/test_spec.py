@@ -12,12 +12,13 @@ from untax.recipes.arms import Dtm
 from untax.recipes.spec import check_spec, read_spec
 from untax.recipes.write import spec_text
 
+LORA = {"adapter": "lora", "lora_r": 16, "lora_alpha": 16}
 GOOD: dict[str, Any] = {
     "base": "some/base",
     "sft": [{"path": "sft.jsonl", "type": "alpaca"}],
     "preference": [{"path": "pairs.jsonl"}],
     "arms": {"vanilla": None, "dtm": {"clusters": 3}, "paft": {}},
-    "training": {"sft": {"adapter": "lora"}, "preference": {"adapter": "lora", "rl": "dpo"}},
+    "training": {"sft": LORA, "preference": {**LORA, "rl": "dpo"}},
 }
 
 
@@ -70,9 +71,9 @@ def test_all_problems_in_one_error():
         ({"suite": "dmo"}, "suite: unknown name 'dmo'. Did you mean 'demo'"),
         ({"base": " "}, "base: it is empty"),
         ({"sft": [{"path": 5}, {"path": ""}]}, "entry 0: path is text, not 5\n.*entry 1 has no path"),
-        ({"training": {"sft": {"adapter": "lora", "plugins": "x.Y"}}}, "training.sft: plugins is a list"),
-        ({"training": {"sft": {"adapter": "lora", "plugins": ["untax.Dispers"]}}}, "untax.Dispers"),
-        ({"training": {"sft": {"adapter": "lora", "rl": "dpo"}}}, "training.sft: rl belongs to the plan"),
+        ({"training": {"sft": {**LORA, "plugins": "x.Y"}}}, "training.sft: plugins is a list"),
+        ({"training": {"sft": {**LORA, "plugins": ["untax.Dispers"]}}}, "untax.Dispers"),
+        ({"training": {"sft": {**LORA, "rl": "dpo"}}}, "training.sft: rl belongs to the plan"),
         ({"training": {"dpo": {"rl": "ipo"}}}, "training.dpo: rl belongs to the plan"),
         ({"arms": {True: [1]}}, "arms.True: keys and values belong here"),
         ({"nodes": {3: {"x": 1}}}, "nodes.3"),
@@ -111,6 +112,26 @@ def test_what_could_not_be_merged_is_refused():
         check_spec(without, where="untax.yaml")
 
 
+@pytest.mark.parametrize("key", ["lora_r", "lora_alpha"])
+def test_an_adapter_without_its_size_is_refused(key: str):
+    """Axolotl hands PEFT a None for them."""
+    less = {name: value for name, value in LORA.items() if name != key}
+    training = {"sft": less, "preference": {**less, "rl": "dpo"}}
+    sft, preference = (f"  - training.{kind}.{key}: it is missing, and Axolotl has" for kind in ("sft", "preference"))
+    with pytest.raises(UntaxError) as caught:
+        check_spec({**GOOD, "training": training, "devise": "cpu"}, where="untax.yaml")
+    assert (sft in str(caught.value), preference in str(caught.value)) == (True, True)
+    with pytest.raises(UntaxError) as caught:
+        check_spec({**GOOD, "training": training, "arms": {"vanilla": {}}}, where="untax.yaml")
+    assert (sft in str(caught.value), preference in str(caught.value)) == (True, False)
+    assert "(vanilla)" in str(caught.value)
+    # Where it stands does not matter, and an adapter that is trained further has its own.
+    for common in ({key: 8}, {"lora_model_dir": "outputs/before"}):
+        check_spec({**GOOD, "training": training, "axolotl": common}, where="untax.yaml")
+    nodes = {"sft": {"axolotl": {"adapter": "qlora"}}}
+    check_spec({**GOOD, "arms": {"vanilla": {}}, "nodes": nodes}, where="untax.yaml")
+
+
 def test_local_files_are_looked_at_from_the_run_folder(tmp_path: Path):
     for name in ("model.gguf", "empty.jsonl", "full.jsonl"):
         (tmp_path / name).write_text("" if name.startswith("empty") else "{}\n")
@@ -135,7 +156,7 @@ def test_a_folder_is_no_recipe(tmp_path: Path):
 
 
 def test_spec_survives_being_written(tmp_path: Path):
-    training = {**GOOD["training"], "sft": {"adapter": "qlora", "learning_rate": 1e-5}}
+    training = {**GOOD["training"], "sft": {**LORA, "adapter": "qlora", "learning_rate": 1e-5}}
     spec = check_spec({**GOOD, "training": training, "suite": "demo"}, where="test")
     (tmp_path / "untax.yaml").write_text(spec_text(spec))
     assert read_spec(tmp_path / "untax.yaml") == spec

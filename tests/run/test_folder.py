@@ -36,7 +36,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path):
     change(run / "recipes/sft.yaml", plugins=None)
     change(run / "recipes/cluster-0.yaml", disperse_strategy="randm")
     change(run / "recipes/cluster-1.yaml", output_dir="elsewhere")
-    change(run / "recipes/sft-sparse.yaml", delta_l1=-1.0)
+    change(run / "recipes/sft-sparse.yaml", delta_l1=-1.0, lora_alpha=None)
     change(run / "recipes/dpo.yaml", datasets=[{"path": "data/missing.jsonl"}])
     change(run / "recipes/cluster-2.yaml", plugins=["untax.ManifestPlugin"])
     (run / "data/sft.jsonl").write_text("")
@@ -51,6 +51,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path):
         "recipes/dpo.yaml: datasets: there is no data/missing.jsonl",
         "recipes/cluster-2.yaml: The key",
         "recipes/sft.yaml: datasets: data/sft.jsonl is empty",
+        "recipes/sft-sparse.yaml: lora_alpha: it is missing, and Axolotl has no default for it",
         "demoo",
     ):
         assert part in message

@@ -16,6 +16,11 @@ DISPERSE = "untax.DispersePlugin"
 PENALTY = "untax.DeltaPenaltyPlugin"
 OWN_PLUGINS = (MANIFEST, DISPERSE, PENALTY)
 ADAPTERS = ("lora", "qlora")
+SIZES = {
+    "lora_r": "the rank of the adapter, 16 say",
+    "lora_alpha": "one, the same as lora_r say (the delta is multiplied by lora_alpha / lora_r)",
+}
+"""What an adapter cannot be made without, and what it is."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 DATA_SUFFIXES = (".json", ".jsonl", ".jsonl.gz", ".parquet", ".csv", ".arrow", ".txt")
 OWNED = {
@@ -104,6 +109,15 @@ def adapter_problems(name: str, keys: dict[str, Any], arms: Sequence[str]) -> li
         f"{name}.adapter: name lora or qlora (it is {_shown(keys.get('adapter'))}); "
         f"without an adapter the result could not be merged as base + adapter ({', '.join(arms)})"
     ]
+
+
+def size_problems(keys: dict[str, Any]) -> list[str]:
+    """A problem for each key without which PEFT makes no adapter, and for which Axolotl has no default."""
+    # An adapter to go on from has its own.
+    if keys.get("adapter") not in ADAPTERS or keys.get("lora_model_dir"):
+        return []
+    missing = [key for key in SIZES if keys.get(key) is None]
+    return [f"{key}: it is missing, and Axolotl has no default for it: name {SIZES[key]}" for key in missing]
 
 
 def _shown(value: Any) -> str:

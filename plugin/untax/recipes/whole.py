@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
+from typing import Any
 
 from untax.errors import near_names
 from untax.recipes import preference
 from untax.recipes.arms import Ewc, Soup
-from untax.recipes.checks import adapter_problems
+from untax.recipes.checks import adapter_problems, size_problems
 from untax.recipes.preference import METHODS
 from untax.recipes.spec import RunSpec
 from untax.recipes.trainings import preference_entries, preference_keys, sft_keys
@@ -73,12 +74,19 @@ def _only_ewc(spec: RunSpec, arms: list[str]) -> bool:
 def _trainings(spec: RunSpec, methods: dict[str, list[str]]) -> list[str]:
     sft = [name for name, arm in spec.arms.items() if "sft" in arm.trains_on()]
     found = adapter_problems("training.sft", sft_keys(spec), sft) + _other_adapters(spec)
+    found += _sizes("training.sft", sft_keys(spec), sft)
     for method, arms in methods.items():
         key = "training.preference" if not getattr(spec.training, method) else f"training.{method}"
         found += adapter_problems(key, preference_keys(spec, method), arms)
+        found += _sizes(key, preference_keys(spec, method), arms)
         for problem in preference.key_problems(method, preference_keys(spec, method)):
             found.append(f"{key}, for {method} ({', '.join(arms)}): {problem}")
     return list(dict.fromkeys(found))
+
+
+def _sizes(name: str, keys: dict[str, Any], arms: list[str]) -> list[str]:
+    """What an adapter that arms need cannot be made without."""
+    return [f"{name}.{problem} ({', '.join(arms)})" for problem in size_problems(keys) if arms]
 
 
 def _other_adapters(spec: RunSpec) -> list[str]:

@@ -13,7 +13,7 @@ from untax.disperse.settings import read_settings as disperse_settings
 from untax.errors import UntaxError
 from untax.evaluate.suites import suite_folder
 from untax.penalty.settings import read_settings as penalty_settings
-from untax.recipes.checks import is_local
+from untax.recipes.checks import is_local, size_problems
 from untax.recipes.graph import Node, Plan
 from untax.recipes.spec import SPEC_NAME
 from untax.run.reads import as_read, maker
@@ -62,6 +62,7 @@ def _training_problems(node: Node, content: dict[str, Any], folder: Path, expand
         )
     if not any(str(plugin).startswith("untax.") for plugin in content.get("plugins") or []):
         problems.append(f"{node.config}: plugins lists none of untax's, so nothing would prove the training")
+    problems += [f"{node.config}: {problem}" for problem in size_problems(content)]
     for check in (check_plugins, disperse_settings, penalty_settings):
         _collect(problems, str(node.config), functools.partial(check, content, where=node.config))
     return problems
