@@ -15,7 +15,7 @@ OTHER_PYTHON ?= $(shell old=$$($(PYTHON) -c 'import sys; print(int(sys.version_i
 	2>/dev/null && echo $$p && break; done)
 OTHER := .venv-other
 
-.PHONY: demo test test-slow test-other lint format recipes docs clean help
+.PHONY: demo test test-slow test-reruns test-other lint format recipes docs clean help
 
 help:
 	@echo "make demo       the whole job on a bundled 260k-parameter model, into ./$(DEMO) (CPU, minutes)"
@@ -36,6 +36,10 @@ test: $(READY)
 test-slow: $(READY)
 	@echo "== all tests, the long ones too"
 	$(BIN)/python -m pytest -m ""
+
+test-reruns: $(READY)
+	@echo "== one of the long tests: what runs again after which change, with real trainings"
+	$(BIN)/python -m pytest -m slow tests/end_to_end/test_reruns.py
 
 test-other:
 	@if [ -z "$(OTHER_PYTHON)" ]; then echo "== NOT RUN: no Python for the other Axolotl (3.11 has 0.19; 3.12 and 3.13 have 0.21)"; exit 0; fi; \

@@ -34,8 +34,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With several processes, a file stays in one of them, and so do all files that look at the same finished run."""
     for item in items:
-        shared = "finished" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("finished" if shared else Path(item.fspath).as_posix()))
+        shared = [run for run in ("finished", "undisturbed") if run in getattr(item, "fixturenames", ())]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else Path(item.fspath).as_posix()))
 
 
 def pytest_unconfigure() -> None:

@@ -229,7 +229,7 @@ def test_pretraining_on_a_stream(
     assert [row for row in texts if row["text"] in together] == (expected if not packed else _some(expected, together))
     section = workspace.manifest()["disperse"]
     assert (section["rows_read"], section["rows_kept"]) == (50, len(expected))
-    assert workspace.manifest()["inputs"].keys() == {"base", "pretraining_dataset/json"}
+    assert workspace.manifest()["inputs"].keys() == {"base", "tokenizer", "pretraining_dataset/json:text.jsonl"}
 
 
 def _some(expected: list[dict[str, Any]], together: str) -> list[dict[str, Any]]:

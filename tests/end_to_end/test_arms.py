@@ -127,8 +127,9 @@ def test_a_merge_is_of_the_arms_own_trainings(arms: ArmFolder) -> None:
         made = arms.manifest(node.name)
         needed = {f"./outputs/{name}" for name in node.needs}
         base = "./outputs/" + node.needs[-1] if node.name.startswith("sequential") else "./base"
-        assert set(made["inputs"]) == needed | {base}
-        for path, digest in made["inputs"].items():
+        models = {path: digest for path, digest in made["inputs"].items() if not path.startswith("tokenizer of ")}
+        assert set(models) == needed | {base}
+        for path, digest in models.items():
             folder = arms.path / path
             adapter = (folder / "adapter_config.json").exists()
             assert digest == (digest_files(folder, ["adapter_*"]) if adapter else digest_model(folder))

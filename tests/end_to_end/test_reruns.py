@@ -60,6 +60,7 @@ def ran_again(before: dict[str, tuple[int, str]], after: dict[str, tuple[int, st
     return {name for name, found in after.items() if found != before.get(name)}
 
 
+@pytest.mark.slow
 def test_a_cluster_of_new_data_trains_one_model_and_merges_again(by_source: Path, untax: Untax):
     before = made(by_source)
     assert set(before) == {"disperse", "cluster-0", "cluster-1", "average"}
