@@ -158,6 +158,12 @@ def test_variables_of_a_node_reach_it_and_others_are_not_served(merging: WarmPoo
     assert not (tmp_path / "other").exists()
 
 
+def test_an_environment_too_large_to_send_is_left_to_an_ordinary_start(merging: WarmPool, tmp_path: Path) -> None:
+    one, large = merge("none.yaml"), {**merging.variables, "UNTAX_LARGE": "x" * 2_000_000}
+    assert merging.start(one, log=tmp_path / "log", variables=large) is None
+    assert merging.serves(one), "nothing is wrong with the server"
+
+
 def test_two_at_once_each_in_a_session_of_its_own(blocked: Callable[..., WarmChild], merging: WarmPool) -> None:
     first, second = blocked("first"), blocked("second")
     for child in (first, second):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-import contextlib
+import errno
 import json
 import os
 import select
@@ -111,8 +111,12 @@ class WarmServer:
             "variables": variables,
         }
         self._reply, deadline = None, time.monotonic() + START_SECONDS
-        with contextlib.suppress(OSError):  # Then it is dead, which listening tells.
+        try:
             self._channel.send(json.dumps(request).encode())
+        except OSError as error:
+            if error.errno == errno.EMSGSIZE:  # An environment too large for one packet: nothing is wrong with it.
+                return None
+            # Else it is dead, which listening tells.
         while self.gone is None and self._reply is None:
             self.listen(max(0.0, deadline - time.monotonic()))
             if time.monotonic() > deadline and self._reply is None:
