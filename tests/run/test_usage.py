@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from pathlib import Path
@@ -46,7 +47,9 @@ def test_cpu_time_and_memory_of_children_count(tmp_path: Path):
     )
     usage = run(tmp_path, parent).usage
     assert usage.cpu_seconds >= 0.8
-    assert 300_000_000 <= usage.peak_memory < 700_000_000
+    # Linux counts for a child what its parent held when it was forked, which here is the whole test run.
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert 300_000_000 <= usage.peak_memory < max(700_000_000, own + 50_000_000)
 
 
 def test_memory_of_a_moment_between_two_looks_counts(tmp_path: Path):

@@ -51,7 +51,8 @@ class Meter:
         return Usage(
             wall_seconds=round(wall, 3),
             cpu_seconds=round(rusage.ru_utime + rusage.ru_stime, 3) if rusage else 0.0,
-            # Linux counts the largest process in KiB; between two samples it may have been larger than either.
+            # Linux counts the largest process in KiB; between two samples it may have been larger than either. It is at
+            # least what this runner held when it forked, some 0.1 GiB.
             peak_memory=max(self.peak, rusage.ru_maxrss * 1024 if rusage else 0),
             gpu_seconds=round(wall * len(self.gpus), 3),
             gpu_peak_memory=self._gpu.peak if self._gpu else None,
