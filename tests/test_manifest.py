@@ -130,12 +130,15 @@ def test_a_digest_is_never_stale(tmp_path: Path) -> None:
 
 def test_a_settled_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.bin"
-    path.write_bytes(b"one")
+    content = (
+        b"one" * digest_records.SAMPLES * digest_records.SAMPLE_BYTES
+    )  # A small one is read: a sample is all of it.
+    path.write_bytes(content)
     monkeypatch.setattr(digest_records, "SETTLED_NS", -1)
     read: list[str] = []
     true_digest = hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda handle, kind: read.append(kind) or true_digest(handle, kind))
-    assert {digest_file(path) for _ in range(5)} == {sha(b"one")}
+    assert {digest_file(path) for _ in range(5)} == {sha(content)}
     assert len(read) == 1
 
 

@@ -15,7 +15,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from untax.digest_records import LARGE, file_identity, is_settled, record_digest, recorded_digest, sampled
+from untax.digest_records import (
+    LARGE,
+    SAMPLE_BYTES,
+    SAMPLES,
+    file_identity,
+    is_settled,
+    record_digest,
+    recorded_digest,
+    sampled,
+)
 from untax.errors import UntaxError
 from untax.files import write_text
 
@@ -45,7 +54,8 @@ def digest_file(path: Path) -> str:
     A file changed within the last seconds is always read: one more change might leave its time stamp as it is.
     """
     status = path.stat()
-    if not is_settled(status):
+    # A sample of a small file would be all of it.
+    if not is_settled(status) or status.st_size <= SAMPLES * SAMPLE_BYTES:
         return _digest_file.__wrapped__(str(path), ())
     return _digest_file(str(path), (*file_identity(status), sampled(path)))
 

@@ -14,7 +14,8 @@ from untax.evaluate.score import TOKENIZER
 from untax.evaluate.suites import suite_digest
 from untax.manifest import NOT_READ, digest_file, digest_files, digest_model, write_manifest
 from untax.recipes.graph import Node
-from untax.run.done import anew, input_digest, stale_inputs, unfinished, version_changes
+from untax.run.digests import input_digest, stale_inputs
+from untax.run.done import anew, unfinished, version_changes
 from untax.run.yamls import read_yaml
 
 

@@ -11,7 +11,7 @@ from untax.check.trainings import Training
 from untax.recipes.checks import is_local
 from untax.recipes.graph import Plan
 from untax.run.reads import maker
-from untax.training.record import FILE_KEYS
+from untax.training.inputs import FILE_KEYS
 
 MODEL_KEYS = ("base_model", "base_model_config", "tokenizer_config")
 DATA_KEYS = ("datasets", "test_datasets")

@@ -44,7 +44,7 @@ def recipe_problems(path: Path) -> Iterator[tuple[str, str]]:
 def _unreadable_files(cfg: dict[str, Any], path: Path) -> Iterator[tuple[str, str]]:
     """Paths are relative to where `axolotl train` is typed, which is the run folder for generated YAMLs."""
     from untax.adapters.statistics import Diagonal
-    from untax.training.record import FILE_KEYS
+    from untax.training.inputs import FILE_KEYS
 
     for key in FILE_KEYS:
         value = cfg.get(key)

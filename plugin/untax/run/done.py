@@ -13,7 +13,7 @@ from untax.evaluate.score import manifest_name as scores_name
 from untax.manifest import MANIFEST_NAME, changed_outputs, digest_file, read_manifest
 from untax.recipes.graph import Node
 from untax.run.commands import values
-from untax.run.digests import input_digest, path_digest, stale_inputs
+from untax.run.digests import stale_inputs
 from untax.run.identity import Verdict, assignment_differs, changed_of_merge, judge_training
 from untax.run.proof import missing_proof
 from untax.run.shape import check_shape
@@ -23,18 +23,6 @@ from untax.run.yamls import read_yaml
 from untax.training.asked import Asked
 from untax.training.inputs import BASE, PATH_KEYS
 from untax.training.started import asked_by
-
-__all__ = [
-    "anew",
-    "awaits_rows",
-    "begun_otherwise",
-    "input_digest",
-    "manifest_name",
-    "path_digest",
-    "stale_inputs",
-    "unfinished",
-    "version_changes",
-]
 
 
 def unfinished(node: Node, folder: Path, suite: str | None, *, rerun_on_version: bool = False) -> str | None:

@@ -8,6 +8,7 @@ import re
 import signal
 from pathlib import Path
 
+from untax.run.progress import end_of
 from untax.run.workers import Ended
 
 TAIL_BYTES = 20_000
@@ -53,7 +54,7 @@ OWN = re.compile(r"^untax: error: (.+)$", re.MULTILINE)
 
 def why(ended: Ended, log: Path) -> str:
     """The end of a command that failed, with its likely cause."""
-    text = _tail(log)
+    text = end_of(log, TAIL_BYTES)
     cause = next((said for pattern, said in CAUSES if pattern.search(text)), None)
     if cause is None:
         cause = FULL if _is_full(log.parent) else next(iter(OWN.findall(text)[-1:]), None)
@@ -84,13 +85,3 @@ def _name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _tail(log: Path) -> str:
-    try:
-        with log.open("rb") as handle:
-            handle.seek(0, 2)
-            handle.seek(max(0, handle.tell() - TAIL_BYTES))
-            return handle.read().decode("utf-8", "replace")
-    except OSError:
-        return ""

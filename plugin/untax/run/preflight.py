@@ -18,8 +18,8 @@ from untax.recipes.graph import Node, Plan
 from untax.recipes.spec import SPEC_NAME
 from untax.run.reads import as_read, maker
 from untax.run.yamls import read_yaml
+from untax.training.inputs import FILE_KEYS
 from untax.training.keys import check_plugins
-from untax.training.record import FILE_KEYS
 
 
 def check_files(expanded: Plan, folder: Path, suite: str | None) -> None:

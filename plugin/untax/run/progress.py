@@ -79,7 +79,7 @@ def _said(path: Path) -> Progress | None:
 
 def last_bar(log: Path) -> Progress | None:
     """The last progress bar in a log."""
-    found = BAR.findall(_end(log, BAR_BYTES))
+    found = BAR.findall(end_of(log, BAR_BYTES))
     if not found:
         return None
     step, steps, left = found[-1]
@@ -92,7 +92,7 @@ def last_bar(log: Path) -> Progress | None:
 
 def log_lines(log: Path) -> list[str]:
     """The log's last lines; of a progress bar only its last state."""
-    lines = (line.rstrip().rsplit("\r", 1)[-1].rstrip() for line in _end(log, LOG_BYTES).split("\n"))
+    lines = (line.rstrip().rsplit("\r", 1)[-1].rstrip() for line in end_of(log, LOG_BYTES).split("\n"))
     return [line for line in lines if line]
 
 
@@ -132,7 +132,8 @@ def _count(value: Any) -> int | None:
     return int(number) if number is not None and number >= 0 else None
 
 
-def _end(file: Path, size: int) -> str:
+def end_of(file: Path, size: int) -> str:
+    """The last bytes of a log as text; nothing of one that cannot be read."""
     try:
         with file.open("rb") as handle:
             handle.seek(0, 2)

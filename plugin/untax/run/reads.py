@@ -14,7 +14,7 @@ from untax.errors import UntaxError
 from untax.recipes.graph import Node, Plan
 from untax.run.commands import values
 from untax.run.yamls import read_yaml
-from untax.training.record import FILE_KEYS
+from untax.training.inputs import FILE_KEYS
 
 
 def as_read(plan: Plan, folder: Path) -> Plan:

@@ -13,11 +13,9 @@ from untax.data.streamed import pretraining_entries
 from untax.errors import UntaxError
 from untax.manifest import digest_file, digest_model, write_manifest
 from untax.training.asked import COMMAND_LINE, Asked, plain
-from untax.training.inputs import BASE, FILE_KEYS, named_inputs
+from untax.training.inputs import BASE, named_inputs
 from untax.training.started import claim
 from untax.training.weights import measured
-
-__all__ = ["FILE_KEYS", "TrainingRecord", "effective_seed"]
 
 DEFAULT_SEED = 42
 ADAPTER_FILES = ("adapter_model*.safetensors", "adapter_model.safetensors.index.json", "adapter_config.json")
