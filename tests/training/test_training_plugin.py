@@ -17,7 +17,9 @@ from safetensors.numpy import save_file
 
 from toys import Workspace, sft_rows, write_jsonl
 from untax.manifest import changed_outputs, digest_file, digest_files, digest_model
+from untax.training.asked import Asked, differences
 from untax.training.inputs import TOKENIZER_FILES
+from untax.training.record import TrainingRecord
 from untax.training.started import is_claimed
 
 Train = Callable[[Path], None]
@@ -68,6 +70,14 @@ def test_the_manifest_says_what_was_done(workspace: Workspace, axolotl_train: Tr
     assert manifest["penalty"]["l1"] == 0.001
     assert 0 < manifest["penalty"]["sparsity"] < 1
     assert manifest["penalty"]["l1_norm"] > 0
+
+
+def test_secrets_of_reporting_services_are_not_kept() -> None:
+    """Manifests are published with the model, and what is not in them does not make anything run again."""
+    cfg = {"base_model": "org/base", "logging_steps": 5, "comet_api_key": "s3cret", "mlflow_tracking_uri": "u:p@host"}
+    record = TrainingRecord.begin(cfg, digests=False)
+    assert record.keys == {"base_model": "org/base", "logging_steps": 5}
+    assert differences(Asked(record.keys), Asked(cfg)) == []
 
 
 def test_what_is_edited_during_a_training_does_not_pass_for_what_it_was_started_with(

@@ -12,7 +12,7 @@ from untax.data.corpus import entries_digest
 from untax.data.streamed import pretraining_entries
 from untax.errors import UntaxError
 from untax.manifest import digest_file, digest_model, write_manifest
-from untax.training.asked import COMMAND_LINE, Asked, plain
+from untax.training.asked import COMMAND_LINE, REPORTING, Asked, plain
 from untax.training.inputs import BASE, named_inputs
 from untax.training.started import claim
 from untax.training.weights import measured
@@ -131,8 +131,11 @@ def file_identity(path: Any) -> dict[str, str] | None:
 
 
 def _content(cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration as JSON, without what Axolotl adds to it."""
-    return {key: value for key, value in plain(dict(cfg)).items() if key not in ("axolotl_config_path", *COMMAND_LINE)}
+    """A configuration as JSON, without what Axolotl adds to it, and without where it is reported to: the keys and
+    addresses of such services are secrets, and manifests are published.
+    """
+    left_out = {"axolotl_config_path", *COMMAND_LINE, *REPORTING} - {"logging_steps"}
+    return {key: value for key, value in plain(dict(cfg)).items() if key not in left_out}
 
 
 def effective_seed(cfg: Any) -> int:
